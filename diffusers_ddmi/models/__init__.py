@@ -11,3 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+from .autoencoder_d2c import AutoencoderD2C
+from .basis_fields import BasisFieldDecoder, BasisFields
+from .field import NeuralField
+from .planes import PlaneLayout
+
+
+__all__ = ["AutoencoderD2C", "BasisFieldDecoder", "BasisFields", "NeuralField", "PlaneLayout"]
