@@ -1,0 +1,352 @@
+# Copyright 2026 The diffusers_ddmi Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pictures: folders, `datasets` by name, handwritten digits and procedural scenes, and the multi-scale training examples.
+
+Rows hold the encoded file (`{"image": {"bytes": …, "path": …}, "caption": str}`, the caption only where there is one);
+decoding happens in [`ImageExamples`], so that a damaged file costs one example and never a run.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from .coloured_shapes import ColouredShapesScene
+from .sources import keep_readable, list_files, load_named, read_captions, split_folder
+
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+)
+DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow picture as 8-bit RGB, upright.
+
+    The EXIF orientation is applied, transparency (also of palettes) is laid over white, 16-bit greys are scaled so that
+    65535 becomes 255, and floating-point greys must lie in [0, 1]. CMYK, YCbCr, Lab and palettes are converted by Pillow.
+
+    Raises:
+        ValueError: grey values outside the range of their mode, so that white is unknown.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image, dtype=np.float64)
+        white = 1.0 if image.mode == "F" else 65535.0
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0.0 and high <= white):
+            raise ValueError(
+                f"a picture of mode {image.mode!r} must hold values in [0, {white:g}], got [{low:g}, {high:g}]; "
+                "save it as 8- or 16-bit"
+            )
+        return Image.fromarray(np.rint(values * (255.0 / white)).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def decode_picture(picture: Any) -> Image.Image:
+    """A row's picture as 8-bit RGB.
+
+    Args:
+        picture: `{"bytes": encoded file or None, "path": path or None}` as `datasets` keeps it, a path, or a Pillow image.
+
+    Raises:
+        ValueError: it cannot be read; the message names the file and the cause.
+    """
+    if isinstance(picture, Image.Image):
+        return to_rgb(picture)
+    if isinstance(picture, dict):
+        data, path = picture.get("bytes"), picture.get("path")
+    elif isinstance(picture, str | os.PathLike):
+        data, path = None, os.fspath(picture)
+    else:
+        raise TypeError(
+            f"a picture must be a path, a Pillow image or a dict of 'bytes' and 'path', got {type(picture).__name__}"
+        )
+    try:
+        with Image.open(io.BytesIO(data) if data is not None else path) as image:
+            return to_rgb(image)
+    except (OSError, ValueError, SyntaxError, EOFError, AttributeError, Image.DecompressionBombError) as error:
+        # Pillow's decoders fail with all of these on damaged files.
+        raise ValueError(f"unreadable picture {path or '(no file name)'}: {error}") from error
+
+
+class ImageExamples:
+    """Rows of pictures -> training examples with targets at several scales (DDMI, multi-scale training on crops).
+
+    The whole picture is its largest square (central, or at random), enlarged or reduced to s·R pixels a side for one
+    scale s out of `scales`. The example is
+
+        inputs  (3, R, R)  the whole picture at `resolution` R, in [-1, 1]
+        targets (N, 3)     RGB in [-1, 1] of an R×R window of the picture at s·R pixels; of all of it where s = 1
+        coords  (N, 2)     the window's pixel centres (x, y) in the whole picture's [-1, 1]², row-major
+        scale   ()         1/s, exactly R / round(s·R): the read-out's scale input
+        caption str        where the row has one; of several captions, one at random
+
+    No detail is invented: a scale above 1 is drawn only for pictures whose shorter side has at least s·R pixels; the
+    probabilities of the others are normalised. Pictures smaller than R itself are enlarged to R (scale 1), since the
+    encoder needs that size. All resizing is bicubic with the filter widened when reducing, so nothing aliases.
+
+    Args:
+        resolution: side R in pixels of `inputs` and of the target window.
+        scales: factors s ≥ 1; must hold 1.
+        probabilities: of each scale; sum 1. The defaults are the official ones.
+        num_coords: random subset of so many coordinates (N), without repetition; `None` keeps the whole window,
+            N = R², in row-major order, which losses on pictures (perceptual, adversarial) need.
+        random_flip: mirror half of the pictures.
+        center_crop: the central square of the picture instead of one at random.
+
+    Raises:
+        ValueError: arguments outside these ranges; when called, a picture that cannot be read.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        scales: Sequence[float] = (1.0, 1.5, 2.0),
+        probabilities: Sequence[float] | None = None,
+        num_coords: int | None = None,
+        random_flip: bool = False,
+        center_crop: bool = True,
+    ):
+        if probabilities is None:
+            probabilities = (
+                (0.3, 0.3, 0.4) if tuple(scales) == (1.0, 1.5, 2.0) else [1 / max(len(scales), 1)] * len(scales)
+            )
+        _check_example_arguments(resolution, scales, probabilities, num_coords)
+        self.resolution = resolution
+        self.sides = np.array([round(scale * resolution) for scale in scales])
+        self.probabilities = np.array(probabilities, dtype=np.float64)
+        self.num_coords = num_coords
+        self.random_flip = random_flip
+        self.center_crop = center_crop
+
+    def __call__(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        picture = decode_picture(row["image"])
+        if self.random_flip and rng.random() < 0.5:
+            picture = ImageOps.mirror(picture)
+        square = self._square(picture, rng)
+        side = self._draw_side(min(picture.size), rng)
+
+        size = self.resolution
+        inputs = resize_square(picture, square, size)  # (R, R, 3)
+        enlarged = inputs if side == size else resize_square(picture, square, side)  # (sR, sR, 3)
+        left, top = rng.integers(0, side - size + 1, 2)
+        targets = enlarged[top : top + size, left : left + size].reshape(-1, 3)
+        centres = (2.0 * np.arange(side) + 1.0) / side - 1.0
+        y, x = np.meshgrid(centres[top : top + size], centres[left : left + size], indexing="ij")
+        coords = np.stack([x, y], axis=-1).reshape(-1, 2)
+        if self.num_coords is not None:
+            chosen = rng.choice(size * size, self.num_coords, replace=False)
+            coords, targets = coords[chosen], targets[chosen]
+
+        example = {
+            "inputs": torch.from_numpy(np.ascontiguousarray(inputs.transpose(2, 0, 1))),
+            "coords": torch.from_numpy(coords.astype(np.float32)),
+            "targets": torch.from_numpy(np.ascontiguousarray(targets)),
+            "scale": torch.tensor(size / side, dtype=torch.float32),
+        }
+        caption = row.get("caption")
+        if isinstance(caption, list | tuple) and caption:
+            caption = caption[rng.integers(len(caption))]
+        if caption:
+            example["caption"] = str(caption)
+        return example
+
+    def _square(self, picture: Image.Image, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        width, height = picture.size
+        side = min(width, height)
+        free = np.array([width - side, height - side])
+        left, top = free // 2 if self.center_crop else rng.integers(0, free + 1)
+        return int(left), int(top), int(left) + side, int(top) + side
+
+    def _draw_side(self, available: int, rng: np.random.Generator) -> int:
+        supported = (self.sides <= available) | (self.sides == self.resolution)
+        probabilities = self.probabilities * supported
+        if probabilities.sum() == 0.0:
+            return self.resolution
+        return int(rng.choice(self.sides, p=probabilities / probabilities.sum()))
+
+
+def resize_square(picture: Image.Image, square: tuple[int, int, int, int], side: int) -> np.ndarray:
+    """The part `square` = (left, top, right, bottom) of an RGB picture at `side`² pixels: float32 (side, side, 3) in [-1, 1]."""
+    resized = picture.resize((side, side), Image.Resampling.BICUBIC, box=square)
+    return np.asarray(resized, dtype=np.float32) / 127.5 - 1.0
+
+
+def load_image_dataset(
+    train_data_dir: str | os.PathLike | None = None,
+    dataset_name: str | None = None,
+    split: str = "train",
+    streaming: bool = False,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    strict: bool = False,
+    dataset_config_name: str | None = None,
+    cache_dir: str | None = None,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Rows `{"image": {"bytes", "path"}, "caption": str}` of pictures; "caption" only where the data have any.
+
+    Args:
+        train_data_dir: folder of pictures, subfolders included, in any mixture of sizes, modes and formats
+            ([`IMAGE_SUFFIXES`]). Captions are read from `metadata.csv` or `metadata.jsonl` beside the pictures
+            (columns `file_name` and `caption_column`). Subfolders that are all named as splits are taken as splits.
+        dataset_name: instead of a folder: "digits", "procedural", a hub id, or a local path that `datasets` loads.
+        split: of either source; a folder without split subfolders is all one split.
+        streaming: an `IterableDataset`.
+        image_column, caption_column: column names, found by type and by usual names when `None`.
+        strict: an unreadable file raises. Otherwise it is named in a warning, skipped and counted.
+        dataset_config_name, cache_dir: passed on to `datasets.load_dataset`.
+
+    Files whose header cannot be read are found here; damage further inside a file shows only when it is decoded
+    (`ImageExamples` raises `ValueError`, which the data set classes of `data.base` treat as a bad item).
+
+    Raises:
+        ValueError: both or neither source, a folder without one readable picture, with `strict` an unreadable file.
+        FileNotFoundError: the source does not exist.
+    """
+    if (train_data_dir is None) == (dataset_name is None):
+        raise ValueError(
+            f"give either train_data_dir or dataset_name, got train_data_dir={train_data_dir!r} and dataset_name={dataset_name!r}"
+        )
+    if train_data_dir is not None:
+        dataset = _load_folder(split_folder(train_data_dir, split), caption_column, strict)
+    elif dataset_name == "digits":
+        dataset = load_digits(split)
+    elif dataset_name == "procedural":
+        dataset = load_procedural_images(split)
+    else:
+        return load_named(
+            dataset_name,
+            image_column,
+            datasets.Image,
+            caption_column,
+            split=split,
+            streaming=streaming,
+            config=dataset_config_name,
+            cache_dir=cache_dir,
+        )
+    return dataset.to_iterable_dataset() if streaming else dataset
+
+
+def load_digits(split: str = "train", size: int = 64) -> datasets.Dataset:
+    """Handwritten digits, white on black, with captions such as "a handwritten seven"; nothing is downloaded.
+
+    The 1797 scans that scikit-learn carries (UCI "Optical Recognition of Handwritten Digits"): "train" is the first
+    1500, "test" the others. Each of a scan's 8×8 numbers counts the inked pixels in a 4×4 block of a 32×32 bitmap;
+    the picture shows the ink's outline at `size`² pixels: an empty block around the scan, Lanczos interpolation, and a
+    soft threshold about half ink.
+
+    Raises:
+        ValueError: an unknown split or a size below 10.
+    """
+    from sklearn.datasets import load_digits as load_scans
+
+    if size < 10:
+        raise ValueError(f"size must be at least 10 (8 blocks and a margin), got {size}")
+    scans = load_scans()
+    rows = {"train": slice(0, 1500), "test": slice(1500, None)}
+    if split not in rows:
+        raise ValueError(f"the digits have splits 'train' and 'test', got {split!r}")
+    images, digits = scans.images[rows[split]] / 16.0, scans.target[rows[split]]
+    pictures = []
+    for scan in np.pad(images, ((0, 0), (1, 1), (1, 1))).astype(np.float32):
+        ink = np.asarray(Image.fromarray(scan).resize((size, size), Image.Resampling.LANCZOS))
+        edge = np.clip((ink - 0.2) / 0.6, 0.0, 1.0)
+        pictures.append(_encode_png(edge * edge * (3.0 - 2.0 * edge)))
+    return _rows(pictures, [f"a handwritten {DIGIT_WORDS[digit]}" for digit in digits])
+
+
+def load_procedural_images(
+    split: str = "train", num_images: int = 512, size: int = 128, seed: int = 0
+) -> datasets.Dataset:
+    """Coloured shapes before clouds at `size`² pixels, with captions such as "a red disc and a blue cross".
+
+    Args:
+        split: "train" or "test"; their pictures differ.
+        num_images: how many; picture i is the same whatever the number.
+        size: side in pixels; the same scene at any size.
+        seed: another seed gives other pictures.
+
+    Raises:
+        ValueError: an unknown split, or a number or size below 1.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"the procedural pictures have splits 'train' and 'test', got {split!r}")
+    if num_images < 1 or size < 1:
+        raise ValueError(f"num_images and size must be at least 1, got {num_images} and {size}")
+    scenes = [ColouredShapesScene.from_seed((seed, int(split == "test"), i)) for i in range(num_images)]
+    return _rows(
+        [_encode_png(scene.draw(size, size)) for scene in scenes], [scene.picture_caption for scene in scenes]
+    )
+
+
+def _load_folder(folder: Path, caption_column: str | None, strict: bool) -> datasets.Dataset:
+    files = list_files(folder, IMAGE_SUFFIXES)
+    if not files:
+        raise ValueError(f"no pictures in {folder}; expected files with one of {', '.join(sorted(IMAGE_SUFFIXES))}")
+    captions = read_captions(folder, caption_column)
+    files = keep_readable(files, _check_header, strict, "picture")
+    texts = [captions.get(file, "") for file in files] if captions else None
+    return _rows([{"bytes": None, "path": str(file)} for file in files], texts)
+
+
+def _check_header(file: Path) -> None:
+    try:
+        with Image.open(file):
+            pass
+    except OSError as error:
+        cause = "the file is empty" if file.stat().st_size == 0 else error
+        raise ValueError(f"unreadable picture {file}: {cause}") from error
+
+
+def _rows(pictures: list[dict[str, Any]], captions: list[str] | None) -> datasets.Dataset:
+    columns = {"image": pictures} | ({"caption": captions} if captions is not None else {})
+    features = {"image": datasets.Image(decode=False)} | ({"caption": datasets.Value("string")} if captions else {})
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def _encode_png(values: np.ndarray) -> dict[str, Any]:
+    data = io.BytesIO()
+    Image.fromarray(np.rint(values * 255.0).astype(np.uint8)).save(data, "PNG")
+    return {"bytes": data.getvalue(), "path": None}
+
+
+def _check_example_arguments(
+    resolution: int, scales: Sequence[float], probabilities: Sequence[float], num_coords: int | None
+) -> None:
+    if not isinstance(resolution, int | np.integer) or resolution < 1:
+        raise ValueError(f"resolution must be a positive whole number of pixels, got {resolution!r}")
+    if 1 not in scales or min(scales) < 1:
+        raise ValueError(f"scales must hold 1 and none below 1, got {tuple(scales)}")
+    if len(probabilities) != len(scales):
+        raise ValueError(f"scales and probabilities must be as many, got {len(scales)} and {len(probabilities)}")
+    if min(probabilities) < 0 or abs(sum(probabilities) - 1.0) > 1e-6:
+        raise ValueError(f"probabilities must be at least 0 with sum 1, got {tuple(probabilities)}")
+    if num_coords is not None and not 1 <= num_coords <= resolution**2:
+        raise ValueError(
+            f"num_coords must lie in [1, {resolution**2}], the pixels of a window at resolution {resolution}, got {num_coords}"
+        )
