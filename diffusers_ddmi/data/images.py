@@ -31,67 +31,11 @@ import torch
 from PIL import Image, ImageOps
 
 from .coloured_shapes import ColouredShapesScene
-from .sources import keep_readable, list_files, load_named, read_captions, split_folder
+from .pictures import IMAGE_SUFFIXES, check_header, decode_picture, largest_square, resize_square
+from .sources import caption_of, keep_readable, list_files, load_named, read_captions, split_folder
 
 
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
-)
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow picture as 8-bit RGB, upright.
-
-    The EXIF orientation is applied, transparency (also of palettes) is laid over white, 16-bit greys are scaled so that
-    65535 becomes 255, and floating-point greys must lie in [0, 1]. CMYK, YCbCr, Lab and palettes are converted by Pillow.
-
-    Raises:
-        ValueError: grey values outside the range of their mode, so that white is unknown.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.float64)
-        white = 1.0 if image.mode == "F" else 65535.0
-        low, high = float(values.min()), float(values.max())
-        if not (low >= 0.0 and high <= white):
-            raise ValueError(
-                f"a picture of mode {image.mode!r} must hold values in [0, {white:g}], got [{low:g}, {high:g}]; "
-                "save it as 8- or 16-bit"
-            )
-        return Image.fromarray(np.rint(values * (255.0 / white)).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-def decode_picture(picture: Any) -> Image.Image:
-    """A row's picture as 8-bit RGB.
-
-    Args:
-        picture: `{"bytes": encoded file or None, "path": path or None}` as `datasets` keeps it, a path, or a Pillow image.
-
-    Raises:
-        ValueError: it cannot be read; the message names the file and the cause.
-    """
-    if isinstance(picture, Image.Image):
-        return to_rgb(picture)
-    if isinstance(picture, dict):
-        data, path = picture.get("bytes"), picture.get("path")
-    elif isinstance(picture, str | os.PathLike):
-        data, path = None, os.fspath(picture)
-    else:
-        raise TypeError(
-            f"a picture must be a path, a Pillow image or a dict of 'bytes' and 'path', got {type(picture).__name__}"
-        )
-    try:
-        with Image.open(io.BytesIO(data) if data is not None else path) as image:
-            return to_rgb(image)
-    except (OSError, ValueError, SyntaxError, EOFError, AttributeError, Image.DecompressionBombError) as error:
-        # Pillow's decoders fail with all of these on damaged files.
-        raise ValueError(f"unreadable picture {path or '(no file name)'}: {error}") from error
 
 
 class ImageExamples:
@@ -148,7 +92,7 @@ class ImageExamples:
         picture = decode_picture(row["image"])
         if self.random_flip and rng.random() < 0.5:
             picture = ImageOps.mirror(picture)
-        square = self._square(picture, rng)
+        square = largest_square(picture.size, None if self.center_crop else rng)
         side = self._draw_side(min(picture.size), rng)
 
         size = self.resolution
@@ -169,19 +113,9 @@ class ImageExamples:
             "targets": torch.from_numpy(np.ascontiguousarray(targets)),
             "scale": torch.tensor(size / side, dtype=torch.float32),
         }
-        caption = row.get("caption")
-        if isinstance(caption, list | tuple) and caption:
-            caption = caption[rng.integers(len(caption))]
-        if caption:
-            example["caption"] = str(caption)
+        if "caption" in row:
+            example["caption"] = caption_of(row, rng)
         return example
-
-    def _square(self, picture: Image.Image, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        width, height = picture.size
-        side = min(width, height)
-        free = np.array([width - side, height - side])
-        left, top = free // 2 if self.center_crop else rng.integers(0, free + 1)
-        return int(left), int(top), int(left) + side, int(top) + side
 
     def _draw_side(self, available: int, rng: np.random.Generator) -> int:
         supported = (self.sides <= available) | (self.sides == self.resolution)
@@ -189,12 +123,6 @@ class ImageExamples:
         if probabilities.sum() == 0.0:
             return self.resolution
         return int(rng.choice(self.sides, p=probabilities / probabilities.sum()))
-
-
-def resize_square(picture: Image.Image, square: tuple[int, int, int, int], side: int) -> np.ndarray:
-    """The part `square` = (left, top, right, bottom) of an RGB picture at `side`² pixels: float32 (side, side, 3) in [-1, 1]."""
-    resized = picture.resize((side, side), Image.Resampling.BICUBIC, box=square)
-    return np.asarray(resized, dtype=np.float32) / 127.5 - 1.0
 
 
 def load_image_dataset(
@@ -309,18 +237,9 @@ def _load_folder(folder: Path, caption_column: str | None, strict: bool) -> data
     if not files:
         raise ValueError(f"no pictures in {folder}; expected files with one of {', '.join(sorted(IMAGE_SUFFIXES))}")
     captions = read_captions(folder, caption_column)
-    files = keep_readable(files, _check_header, strict, "picture")
+    files = keep_readable(files, check_header, strict, "picture")
     texts = [captions.get(file, "") for file in files] if captions else None
     return _rows([{"bytes": None, "path": str(file)} for file in files], texts)
-
-
-def _check_header(file: Path) -> None:
-    try:
-        with Image.open(file):
-            pass
-    except OSError as error:
-        cause = "the file is empty" if file.stat().st_size == 0 else error
-        raise ValueError(f"unreadable picture {file}: {cause}") from error
 
 
 def _rows(pictures: list[dict[str, Any]], captions: list[str] | None) -> datasets.Dataset:

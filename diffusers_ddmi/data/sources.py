@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 
 logger = logging.getLogger(__name__)
@@ -188,3 +189,11 @@ def keep_readable(items: Iterable[Path], check: Callable[[Path], None], strict: 
     if not good:
         raise ValueError(f"none of {bad} {kind}s can be used; see the warnings above")
     return good
+
+
+def caption_of(row: dict[str, Any], rng: np.random.Generator) -> str:
+    """The row's caption; of several, one at random; "" (as for prompt dropout) where it is missing."""
+    caption = row["caption"]
+    if isinstance(caption, list | tuple):
+        caption = caption[rng.integers(len(caption))] if len(caption) else ""
+    return str(caption or "")
