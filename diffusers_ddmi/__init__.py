@@ -11,6 +11,47 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Domain-agnostic latent diffusion of continuous signals (DDMI, arXiv 2401.12517) for Hugging Face diffusers."""
+"""DDMI (arXiv 2401.12517) in Hugging Face diffusers: latent diffusion of images, shapes, videos and radiance fields as
+continuous functions.
+
+Importing this package makes its models and pipelines loadable by `diffusers.DiffusionPipeline.from_pretrained`.
+"""
+
+from . import registration
+from .models import AutoencoderD2C, BasisFieldDecoder, BasisFields, NeuralField, PlaneLayout
+from .models.unet_planes import MixedUNet2DModel, PlanesUNet2DModel
+from .outputs import (
+    D2CDecoderOutput,
+    D2COutput,
+    DDMIImagePipelineOutput,
+    DDMINeRFPipelineOutput,
+    DDMIShapePipelineOutput,
+    DDMIVideoPipelineOutput,
+)
+from .pipelines import DDMIImagePipeline, DDMIPipeline
+from .registration import ConfigMixin, ModelMixin, SchedulerMixin  # diffusers looks base classes up here
+
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AutoencoderD2C",
+    "BasisFieldDecoder",
+    "BasisFields",
+    "D2CDecoderOutput",
+    "D2COutput",
+    "DDMIImagePipeline",
+    "DDMIImagePipelineOutput",
+    "DDMINeRFPipelineOutput",
+    "DDMIPipeline",
+    "DDMIShapePipelineOutput",
+    "DDMIVideoPipelineOutput",
+    "MixedUNet2DModel",
+    "NeuralField",
+    "PlaneLayout",
+    "PlanesUNet2DModel",
+]
+
+registration.register(
+    [AutoencoderD2C, BasisFieldDecoder, MixedUNet2DModel, PlanesUNet2DModel, DDMIPipeline, DDMIImagePipeline]
+)
