@@ -164,6 +164,11 @@ class ColouredShapesScene:
             picture = picture + cover * (np.array(COLOURS[shape.colour]) - picture)
         return np.clip(picture, 0.0, 1.0).astype(np.float32)
 
+    def draw_clip(self, num_frames: int, height: int, width: int) -> np.ndarray:
+        """RGB in [0, 1], float32 `(num_frames, height, width, 3)`, at the frame centres (2i + 1)/num_frames − 1."""
+        times = (2 * np.arange(num_frames) + 1) / num_frames - 1
+        return np.stack([self.draw(height, width, time) for time in times])
+
 
 def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
