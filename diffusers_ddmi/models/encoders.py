@@ -23,6 +23,8 @@ from torch import nn
 
 from .blocks import EPS, CheckpointedModule, PlaneMiddle, PlaneStage, build_plane_mixing
 from .planes import PlaneLayout
+from .point_encoder import PointEncoder
+from .video_encoder import VideoEncoder
 
 
 class PlaneEncoder(CheckpointedModule):
@@ -140,7 +142,12 @@ class DataEncoder(nn.Module):
             in_channels = self.points.out_channels
         elif kind == "frames":
             self.frames = VideoEncoder(
-                image_size=sample_size, num_frames=num_frames, latent_channels=shared["latent_channels"], **config
+                sample_size,
+                num_frames,
+                latent_channels=shared["latent_channels"],
+                in_channels=in_channels,
+                planes=layout.planes,
+                **config,
             )
             return
         elif config:
