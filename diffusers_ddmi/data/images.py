@@ -97,12 +97,11 @@ class ImageExamples:
 
         size = self.resolution
         inputs = resize_square(picture, square, size)  # (R, R, 3)
-        enlarged = inputs if side == size else resize_square(picture, square, side)  # (sR, sR, 3)
-        left, top = rng.integers(0, side - size + 1, 2)
-        targets = enlarged[top : top + size, left : left + size].reshape(-1, 3)
+        corner = rng.integers(0, side - size + 1, 2)  # of the window among the sR × sR pixels: left, top
+        targets = inputs if side == size else self._window(picture, square, side, corner)  # (R, R, 3)
         centres = (2.0 * np.arange(side) + 1.0) / side - 1.0
-        y, x = np.meshgrid(centres[top : top + size], centres[left : left + size], indexing="ij")
-        coords = np.stack([x, y], axis=-1).reshape(-1, 2)
+        x, y = np.meshgrid(*(centres[first : first + size] for first in corner))
+        coords, targets = np.stack([x, y], axis=-1).reshape(-1, 2), targets.reshape(-1, 3)
         if self.num_coords is not None:
             chosen = rng.choice(size * size, self.num_coords, replace=False)
             coords, targets = coords[chosen], targets[chosen]
@@ -116,6 +115,12 @@ class ImageExamples:
         if "caption" in row:
             example["caption"] = caption_of(row, rng)
         return example
+
+    def _window(self, picture: Image.Image, square: tuple[int, ...], side: int, corner: np.ndarray) -> np.ndarray:
+        pixel = (square[2] - square[0]) / side
+        left, top = np.array(square[:2]) + corner * pixel
+        window = (left, top, left + self.resolution * pixel, top + self.resolution * pixel)
+        return resize_square(picture, window, self.resolution)
 
     def _draw_side(self, available: int, rng: np.random.Generator) -> int:
         supported = (self.sides <= available) | (self.sides == self.resolution)

@@ -98,7 +98,10 @@ def largest_square(size: tuple[int, int], rng: np.random.Generator | None = None
     return int(left), int(top), int(left) + side, int(top) + side
 
 
-def resize_square(picture: Image.Image, square: tuple[int, int, int, int], side: int) -> np.ndarray:
-    """The part `square` = (left, top, right, bottom) of an RGB picture at `side`² pixels: float32 (side, side, 3) in [-1, 1]."""
+def resize_square(picture: Image.Image, square: tuple[float, float, float, float], side: int) -> np.ndarray:
+    """The part `square` = (left, top, right, bottom) of an RGB picture at `side`² pixels: float32 (side, side, 3) in [-1, 1].
+
+    The filter reaches beyond the square where the picture goes on, so a part comes out as it is in the resized whole.
+    """
     resized = picture.resize((side, side), Image.Resampling.BICUBIC, box=square)
     return np.asarray(resized, dtype=np.float32) / 127.5 - 1.0
