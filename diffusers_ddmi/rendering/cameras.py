@@ -193,35 +193,56 @@ class Cameras:
         )
 
     def rays(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ray origins and unit directions in world axes, each `(V, H, W, 3)`, rows from the top."""
-        directions, rotation = self._camera_directions(), self.convert("opengl").camera_to_world[:, :3, :3]
-        directions = torch.einsum("vij,vhwj->vhwi", rotation, directions)
-        directions = directions / directions.norm(dim=-1, keepdim=True)
-        origins = self.camera_to_world[:, None, None, :3, 3].expand_as(directions)
-        return origins, directions
+        """Origins and unit directions, world axes, of the rays of all pixels: `(V, H, W, 3)` each, rows from the top."""
+        directions = _unit(torch.einsum("vij,vhwj->vhwi", self._rotation(), self._pixel_directions()))
+        return self.camera_to_world[:, None, None, :3, 3].expand_as(directions), directions
+
+    def rays_through(self, views: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Origins and unit directions, world axes, `(rays, 3)` each, of single rays.
+
+        Args:
+            views: `(rays,)`, the view that each belongs to.
+            points: `(rays, 2)`, image points (x, y) in pixels from the upper left corner; the pixel in column i and row j is
+                at `(i + pixel_offset, j + pixel_offset)`.
+        """
+        points = (points.to(self.focal) - self.principal_point[views]) / self.focal[views]
+        directions = _unit(torch.einsum("rij,rj->ri", self._rotation()[views], _camera_directions(*points.unbind(-1))))
+        return self.camera_to_world[views, :3, 3], directions
 
     def ray_bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Distances along each ray at which the scene begins and ends, each `(V, H, W)`, in world units."""
-        lengths = self._camera_directions().norm(dim=-1)
+        lengths = self._pixel_directions().norm(dim=-1)
         if self.bounds_along == "ray":
             lengths = torch.ones_like(lengths)
         return self.near * lengths, self.far * lengths
 
-    def _camera_directions(self) -> torch.Tensor:
+    def _pixel_directions(self) -> torch.Tensor:
         """Directions in OpenGL camera axes, reaching one unit along the optical axis, `(V, H, W, 3)`."""
         kwargs = {"device": self.focal.device, "dtype": self.focal.dtype}
         columns = torch.arange(self.width, **kwargs) + self.pixel_offset
         rows = torch.arange(self.height, **kwargs) + self.pixel_offset
         x = (columns - self.principal_point[:, :1]) / self.focal[:, :1]  # (V, W)
         y = (rows - self.principal_point[:, 1:]) / self.focal[:, 1:]  # (V, H)
-        x = x[:, None, :].expand(-1, self.height, -1)
-        y = y[:, :, None].expand(-1, -1, self.width)
-        return torch.stack([x, -y, -torch.ones_like(x)], dim=-1)
+        return _camera_directions(*torch.broadcast_tensors(x[:, None, :], y[:, :, None]))
+
+    def _rotation(self) -> torch.Tensor:
+        """From OpenGL camera axes to world axes, `(V, 3, 3)`."""
+        return self.convert("opengl").camera_to_world[:, :3, :3]
 
     def _replace(self, **changes: Any) -> Cameras:
         names = ("camera_to_world", "focal", "height", "width", "near", "far", "principal_point", "convention")
         arguments = {name: getattr(self, name) for name in (*names, "pixel_offset", "bounds_along")}
         return Cameras(**{**arguments, **changes})
+
+
+def _camera_directions(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Image points with y downwards, one unit in front of the camera, in OpenGL axes, `(..., 3)`."""
+    return torch.stack([x, -y, -torch.ones_like(x)], dim=-1)
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    return vectors / vectors.norm(dim=-1, keepdim=True)
 
 
 def focal_from_fov(fov: float, size: int) -> float:
