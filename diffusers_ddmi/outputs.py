@@ -91,6 +91,11 @@ class DDMINeRFPipelineOutput(BaseOutput):
         frames: the views of each scene: a list of PIL images, an array `(batch, views, height, width, 3)` in [0, 1],
             a tensor `(batch, views, 3, height, width)` in [0, 1], a mesh a scene, a `NeuralField`, or packed latents,
             as `output_type` asks.
+        depth: with views, the distance from the camera along each ray, in world units, 0 where there is nothing:
+            `(batch, views, height, width)`.
+        opacity: with views, in [0, 1], `(batch, views, height, width)`.
     """
 
     frames: list[list[PIL.Image.Image]] | list[trimesh.Trimesh] | np.ndarray | torch.Tensor | NeuralField
+    depth: torch.Tensor | None = None
+    opacity: torch.Tensor | None = None

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
@@ -35,6 +36,56 @@ from .hub import strip_local_paths, upload, write_model_card, write_remote_code
 logger = logging.get_logger(__name__)
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+_CALL_ARGS = """
+            num_inference_steps: denoising steps.
+            guidance_scale: weight w of classifier-free guidance, ε(∅) + w (ε(prompt) − ε(∅)); off at 1 or below and
+                without a prompt.
+            negative_prompt: what guidance moves away from, in place of the empty prompt.
+            eta: DDIM's η, for schedulers that have it.
+            generator: the only source of randomness; or a list, one for each sample.
+            latents: initial noise `(batch, *vae.latent_shape)`.
+            prompt_embeds, negative_prompt_embeds: hidden states `(batch, tokens, channels)` in place of the texts.
+            return_dict: whether to return an output object instead of a tuple.
+            callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step; may return
+                changed tensors.
+            callback_on_step_end_tensor_inputs: the tensors it gets, among `"latents"` and `"prompt_embeds"`.
+
+        Raises:
+            ValueError, TypeError: an argument does not fit; the message names its value and what was expected.
+"""
+
+
+def documented(call: Callable) -> Callable:
+    """Completes the docstring of a pipeline's `__call__` with the arguments that all modalities share."""
+    call.__doc__ = call.__doc__.rstrip() + _CALL_ARGS
+    return call
+
+
+def present_pixels(pixels: torch.Tensor, output_type: str) -> Any:
+    """Pixels in the form that `output_type` names.
+
+    Args:
+        pixels: `(batch, …, height, width, 3)`; clamped to [0, 1].
+        output_type: `"pt"` moves the channels before height and width; `"np"`; or `"pil"`, lists of images nested like
+            the leading axes.
+    """
+    pixels = pixels.clamp(0, 1)
+    if output_type == "pt":
+        return pixels.movedim(-1, -3)
+    pixels = pixels.float().cpu().numpy()
+    if output_type == "np":
+        return pixels
+    if pixels.ndim == 4:
+        return VaeImageProcessor.numpy_to_pil(pixels)
+    return [present_pixels(torch.from_numpy(part), "pil") for part in pixels]
+
+
+def check_positive(**sizes: int) -> None:
+    """Raises a `ValueError` for a size that is not a positive whole number."""
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"`{name}` must be a positive whole number, got {value!r}.")
 
 
 class DDMIPipeline(DiffusionPipeline):
@@ -90,7 +141,7 @@ class DDMIPipeline(DiffusionPipeline):
         """Whether the denoiser is conditioned on text."""
         return bool(self.unet.config.get("cross_attention_dim"))
 
-    def render(self, field: NeuralField, output_type: str, **options) -> Any:
+    def render(self, field: NeuralField, output_type: str, **options) -> BaseOutput:
         """Shows a batched field as `output_type`; `options` are those that `check_render_inputs` returned."""
         raise NotImplementedError(f"{type(self).__name__} does not render.")
 
@@ -177,14 +228,16 @@ class DDMIPipeline(DiffusionPipeline):
 
         # 5. Decode and show
         if output_type == "latent":
-            result = latents
+            output = self.output_class(latents)
         else:
             field = self.decode_latents(latents)
-            result = field if output_type == "field" else self.render(field, output_type, **render_options)
+            output = (
+                self.output_class(field)
+                if output_type == "field"
+                else self.render(field, output_type, **render_options)
+            )
         self.maybe_free_model_hooks()
-        if not return_dict:
-            return (result,)
-        return self.output_class(result)
+        return output if return_dict else output.to_tuple()
 
     def decode_latents(self, latents: torch.Tensor) -> NeuralField:
         """Standardised packed latents `(batch, …)` to fields."""
@@ -282,9 +335,7 @@ class DDMIPipeline(DiffusionPipeline):
         """Raises for what cannot work; returns one prompt a sample (or `None`) and the number of samples."""
         if output_type not in self.output_types:
             raise ValueError(f"`output_type` must be one of {', '.join(self.output_types)}, got {output_type!r}.")
-        for name, value in (("batch_size", batch_size), ("num_inference_steps", num_inference_steps)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive whole number, got {value!r}.")
+        check_positive(batch_size=batch_size, num_inference_steps=num_inference_steps)
         unknown = [k for k in callback_on_step_end_tensor_inputs if k not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
@@ -292,12 +343,12 @@ class DDMIPipeline(DiffusionPipeline):
             )
         self.check_scheduler()
         prompt, batch_size = self._check_prompt(prompt, batch_size, negative_prompt, prompt_embeds)
-        if negative_prompt_embeds is not None and prompt_embeds is not None:
-            if negative_prompt_embeds.shape != prompt_embeds.shape:
-                raise ValueError(
-                    "`prompt_embeds` and `negative_prompt_embeds` must have the same shape, got "
-                    f"{tuple(prompt_embeds.shape)} and {tuple(negative_prompt_embeds.shape)}."
-                )
+        both = prompt_embeds is not None and negative_prompt_embeds is not None
+        if both and negative_prompt_embeds.shape != prompt_embeds.shape:
+            raise ValueError(
+                "`prompt_embeds` and `negative_prompt_embeds` must have the same shape, got "
+                f"{tuple(prompt_embeds.shape)} and {tuple(negative_prompt_embeds.shape)}."
+            )
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"Got a list of {len(generator)} generators for {batch_size} samples; give one each.")
         if latents is not None:

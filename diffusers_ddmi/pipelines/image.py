@@ -17,12 +17,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
 
 from ..models.field import NeuralField
 from ..outputs import DDMIImagePipelineOutput
 from ..rendering.grids import check_region, render_pixels
-from .base import DDMIPipeline
+from .base import DDMIPipeline, check_positive, documented, present_pixels
 
 
 class DDMIImagePipeline(DDMIPipeline):
@@ -53,6 +52,7 @@ class DDMIImagePipeline(DDMIPipeline):
     output_class = DDMIImagePipelineOutput
 
     @torch.no_grad()
+    @documented
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -81,27 +81,9 @@ class DDMIImagePipeline(DDMIPipeline):
             height, width: pixels; the VAE's `sample_size` by default. Below it, each pixel averages several readings.
             region: `(x0, y0, x1, y1)` inside [-1, 1]², the part of the image that fills `height` × `width`; x goes
                 right and y down. All of it by default.
-            num_inference_steps: denoising steps.
-            guidance_scale: weight w of classifier-free guidance, ε(∅) + w (ε(prompt) − ε(∅)); off at 1 or below and
-                without a prompt.
-            negative_prompt: what guidance moves away from, in place of the empty prompt.
             num_images_per_prompt: multiplies `batch_size`.
-            eta: DDIM's η, for schedulers that have it.
-            generator: the only source of randomness; or a list, one for each image.
-            latents: initial noise `(batch, *vae.latent_shape)`.
-            prompt_embeds, negative_prompt_embeds: hidden states in place of the texts.
             output_type: `"pil"`, `"np"` (batch, height, width, 3), `"pt"` (batch, 3, height, width), both in [0, 1];
                 `"field"`, a batched [`NeuralField`] with values in [-1, 1]; or `"latent"`, the packed latents.
-            return_dict: whether to return a [`DDMIImagePipelineOutput`] instead of a tuple.
-            callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step; may return
-                changed tensors.
-            callback_on_step_end_tensor_inputs: the tensors it gets, among `"latents"` and `"prompt_embeds"`.
-
-        Returns:
-            [`DDMIImagePipelineOutput`] or a tuple of its `images`.
-
-        Raises:
-            ValueError: an argument does not fit; the message names its value and what was expected.
         """
         return self.generate(
             prompt,
@@ -125,20 +107,21 @@ class DDMIImagePipeline(DDMIPipeline):
 
     def check_render_inputs(self, output_type: str, height, width, region) -> dict[str, Any]:
         size = self.vae.config.sample_size
-        options = {"height": size if height is None else height, "width": size if width is None else width}
-        for name, value in options.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive whole number of pixels, got {value!r}.")
-        return {**options, "region": check_region(region, self.vae.bounds)}
+        height, width = size if height is None else height, size if width is None else width
+        check_positive(height=height, width=width)
+        return {"height": height, "width": width, "region": check_region(region, self.vae.bounds)}
 
     def render(self, field: NeuralField, output_type: str, height: int, width: int, region: tuple[float, ...]):
         """Reads a field as images `(batch, height, width, 3)`, in the form that `output_type` names."""
         config = self.vae.config
         values = render_pixels(
-            field, height, width, config.sample_size, region, field.bounds, None, config.min_scale, field.device
+            field,
+            height,
+            width,
+            config.sample_size,
+            region,
+            field.bounds,
+            min_scale=config.min_scale,
+            device=field.device,
         )
-        pixels = values.add_(1).div_(2).clamp_(0, 1)
-        if output_type == "pt":
-            return pixels.permute(0, 3, 1, 2)
-        pixels = pixels.cpu().numpy()
-        return pixels if output_type == "np" else VaeImageProcessor.numpy_to_pil(pixels)
+        return DDMIImagePipelineOutput(images=present_pixels(values.add_(1).div_(2), output_type))

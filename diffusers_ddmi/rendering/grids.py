@@ -113,12 +113,12 @@ def check_region(region: Sequence[float] | None, bounds: tuple[float, float], ax
         return (low,) * dimensions + (high,) * dimensions
     if isinstance(region, str) or len(region) != 2 * dimensions:
         names = [f"{axis}{corner}" for corner in (0, 1) for axis in axes]
-        raise ValueError(f"`region` must be ({', '.join(names)}), got {region!r}.")
+        raise ValueError(f"`{name}` must be ({', '.join(names)}), got {region!r}.")
     region = tuple(float(value) for value in region)
     for axis, start, stop in zip(axes, region[:dimensions], region[dimensions:]):
         if not low <= start < stop <= high:
             raise ValueError(
-                f"`region` must lie inside [{low:g}, {high:g}] with {axis}0 < {axis}1, got {axis} from {start:g} to "
+                f"`{name}` must lie inside [{low:g}, {high:g}] with {axis}0 < {axis}1, got {axis} from {start:g} to "
                 f"{stop:g}."
             )
     return region
