@@ -32,7 +32,7 @@ from PIL import Image, ImageOps
 
 from .coloured_shapes import ColouredShapesScene
 from .pictures import IMAGE_SUFFIXES, check_header, decode_picture, largest_square, resize_square
-from .sources import caption_of, keep_readable, list_files, load_named, read_captions, split_folder
+from .sources import as_stream, caption_of, keep_readable, list_files, load_named, read_captions, split_folder
 
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -182,7 +182,7 @@ def load_image_dataset(
             config=dataset_config_name,
             cache_dir=cache_dir,
         )
-    return dataset.to_iterable_dataset() if streaming else dataset
+    return as_stream(dataset) if streaming else dataset
 
 
 def load_digits(split: str = "train", size: int = 64) -> datasets.Dataset:
@@ -241,15 +241,16 @@ def _load_folder(folder: Path, caption_column: str | None, strict: bool) -> data
     files = list_files(folder, IMAGE_SUFFIXES)
     if not files:
         raise ValueError(f"no pictures in {folder}; expected files with one of {', '.join(sorted(IMAGE_SUFFIXES))}")
-    captions = read_captions(folder, caption_column)
     files = keep_readable(files, check_header, strict, "picture")
-    texts = [captions.get(file, "") for file in files] if captions else None
-    return _rows([{"bytes": None, "path": str(file)} for file in files], texts)
+    pictures = [{"bytes": None, "path": str(file)} for file in files]
+    return _rows(pictures, read_captions(folder, files, caption_column))
 
 
 def _rows(pictures: list[dict[str, Any]], captions: list[str] | None) -> datasets.Dataset:
-    columns = {"image": pictures} | ({"caption": captions} if captions is not None else {})
-    features = {"image": datasets.Image(decode=False)} | ({"caption": datasets.Value("string")} if captions else {})
+    columns: dict[str, Any] = {"image": pictures}
+    features: dict[str, Any] = {"image": datasets.Image(decode=False)}
+    if captions is not None:
+        columns["caption"], features["caption"] = captions, datasets.Value("string")
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 

@@ -19,7 +19,7 @@ import csv
 import json
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +100,14 @@ def load_named(
         raise ValueError(
             f"data set {name!r} has no caption column {caption_column!r}; it has {', '.join(sorted(features))}"
         )
+    # Before anything else, since each step over a stream would decode its rows.
+    dataset = dataset.cast_column(column, feature(decode=False))
     wanted = {column: feature.__name__.lower()} | ({caption_column: "caption"} if caption_column else {})
     dataset = dataset.select_columns(list(wanted))
     for old, new in wanted.items():
         if old != new:
             dataset = dataset.rename_column(old, new)
-    return dataset.cast_column(wanted[column], feature(decode=False))
+    return dataset
 
 
 def _open(
@@ -120,7 +122,7 @@ def _open(
                 if split not in dataset:
                     raise ValueError(f"data set {name!r} has no split {split!r}; it has {', '.join(dataset)}")
                 dataset = dataset[split]
-            return dataset.to_iterable_dataset() if streaming else dataset
+            return as_stream(dataset) if streaming else dataset
         return datasets.load_dataset(name, config, split=split, streaming=streaming, cache_dir=cache_dir)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(
@@ -133,41 +135,59 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def read_captions(folder: Path, caption_column: str | None = None) -> dict[Path, str]:
-    """Captions by file from the `metadata.csv` or `metadata.jsonl` files in `folder` and below it.
+def as_stream(dataset: datasets.Dataset) -> datasets.IterableDataset:
+    """The same rows in the same order as a stream of up to 64 shards, so that processes and workers can divide it."""
+    return dataset.to_iterable_dataset(num_shards=min(64, len(dataset)))
 
-    Each line names a file relative to its metadata file in `file_name`, and its caption in `caption_column` (`None`: the
-    first of [`CAPTION_COLUMNS`] that there is).
+
+def read_captions(folder: Path, items: Sequence[Path], caption_column: str | None = None) -> list[str] | None:
+    """One caption for each of `items`, from the `metadata.csv` and `metadata.jsonl` files in `folder` and below it.
+
+    Each line names an item relative to its metadata file in `file_name`, and its caption in `caption_column` (`None`: the
+    first of [`CAPTION_COLUMNS`] that there is). Items without one get "" and are counted in a warning; where no file has
+    captions, the answer is `None`.
 
     Raises:
-        ValueError: a metadata file without these columns (a missing caption column matters only if it was asked for),
-            or that cannot be parsed.
+        ValueError: a metadata file that cannot be parsed or lacks `file_name` or the `caption_column` asked for.
     """
     captions: dict[Path, str] = {}
+    found = False
     for file in list_files(folder, {".csv", ".jsonl"}):
         if file.stem != "metadata":
             continue
-        try:
-            with open(file, encoding="utf-8-sig", newline="") as text:
-                if file.suffix == ".csv":
-                    rows = list(csv.DictReader(text))
-                else:
-                    rows = [json.loads(line) for line in text if line.strip()]
-        except (ValueError, csv.Error) as error:
-            raise ValueError(f"{file} cannot be read as {file.suffix[1:]}: {error}") from error
-        columns = set().union(*rows) if rows else set()
+        rows = _read_metadata(file)
+        columns = set().union(*rows)
         column = caption_column or next((name for name in CAPTION_COLUMNS if name in columns), None)
         missing = {"file_name", caption_column} - columns - {None}
         if rows and missing:
-            raise ValueError(
-                f"{file} has no column {', '.join(sorted(missing))}; it has {', '.join(sorted(map(str, columns)))}"
-            )
+            names = ", ".join(sorted(map(str, columns)))
+            raise ValueError(f"{file} has no column {', '.join(sorted(missing))}; it has {names}")
         if column is not None:
-            captions |= {file.parent / row["file_name"]: row[column] for row in rows if row.get(column)}
-    return captions
+            found = True
+            captions |= {file.parent / str(row.get("file_name")): row[column] for row in rows if row.get(column)}
+    if not found:
+        return None
+    without = sum(item not in captions for item in items)
+    if without:
+        logger.warning("%d of %d items in %s have no caption", without, len(items), folder)
+    return [captions.get(item, "") for item in items]
 
 
-def keep_readable(items: Iterable[Path], check: Callable[[Path], None], strict: bool, kind: str) -> list[Path]:
+def _read_metadata(file: Path) -> list[dict[str, Any]]:
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as text:
+            if file.suffix.lower() == ".csv":
+                rows = list(csv.DictReader(text))
+            else:
+                rows = [json.loads(line) for line in text if line.strip()]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{file} cannot be read as {file.suffix[1:]}: {error}") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{file} must hold one JSON object a line")
+    return rows
+
+
+def keep_readable(items: Sequence[Path], check: Callable[[Path], None], strict: bool, kind: str) -> list[Path]:
     """The `items` for which `check` raises nothing; the others are named in a warning each and counted.
 
     Raises:
@@ -185,7 +205,7 @@ def keep_readable(items: Iterable[Path], check: Callable[[Path], None], strict: 
         else:
             good.append(item)
     if bad:
-        logger.warning("skipped %d of %d %ss that cannot be used", bad, bad + len(good), kind)
+        logger.warning("skipped %d of %d %ss that cannot be used", bad, len(items), kind)
     if not good:
         raise ValueError(f"none of {bad} {kind}s can be used; see the warnings above")
     return good

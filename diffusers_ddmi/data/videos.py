@@ -35,7 +35,7 @@ from PIL import Image, ImageSequence
 
 from .coloured_shapes import ColouredShapesScene
 from .pictures import IMAGE_SUFFIXES, check_header, decode_picture, largest_square, resize_square, to_rgb
-from .sources import caption_of, keep_readable, list_files, load_named, read_captions, split_folder
+from .sources import as_stream, caption_of, keep_readable, list_files, load_named, read_captions, split_folder
 
 
 VIDEO_SUFFIXES = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
@@ -262,7 +262,7 @@ def load_video_dataset(
             config=dataset_config_name,
             cache_dir=cache_dir,
         )
-    return dataset.to_iterable_dataset() if streaming else dataset
+    return as_stream(dataset) if streaming else dataset
 
 
 def load_procedural_videos(split: str = "train", num_videos: int = 2048, seed: int = 0) -> datasets.Dataset:
@@ -294,13 +294,12 @@ def _load_folder(folder: Path, caption_column: str | None, length: int, strict: 
         raise ValueError(
             f"no clips in {folder}; expected folders of frames or files with one of {', '.join(sorted(VIDEO_SUFFIXES))}"
         )
-    captions = read_captions(folder, caption_column)
     clips = keep_readable(clips, lambda clip: _check_clip(clip, length), strict, "clip")
-    columns = {"video": [{"bytes": None, "path": str(clip)} for clip in clips]}
-    features = {"video": datasets.Video(decode=False)}
-    if captions:
-        columns["caption"] = [captions.get(clip, "") for clip in clips]
-        features["caption"] = datasets.Value("string")
+    columns: dict[str, Any] = {"video": [{"bytes": None, "path": str(clip)} for clip in clips]}
+    features: dict[str, Any] = {"video": datasets.Video(decode=False)}
+    captions = read_captions(folder, clips, caption_column)
+    if captions is not None:
+        columns["caption"], features["caption"] = captions, datasets.Value("string")
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 

@@ -127,6 +127,19 @@ class TestFolder:
         with pytest.raises(ValueError, match="no column title; it has caption, extra, file_name"):
             load_image_dataset(folder, caption_column="title")
 
+    def test_pictures_without_captions_are_counted(self, folder, caplog):
+        (folder / "metadata.csv").write_text("file_name,text\nA.PNG,an A\nb.png,a B\n")
+        assert load_image_dataset(folder)["caption"][:] == ["", "a B", ""]
+        assert "2 of 3 items" in caplog.text
+
+    @pytest.mark.parametrize("line", ['{"file_name": "a.png"', "[1]", "7"])
+    def test_damaged_metadata(self, folder, line):
+        (folder / "metadata.jsonl").write_text(line)
+        with pytest.raises(
+            ValueError, match=r"metadata\.jsonl (cannot be read as jsonl|must hold one JSON object a line)"
+        ):
+            load_image_dataset(folder)
+
     def test_bad_files_are_named_skipped_and_counted(self, folder, caplog):
         (folder / "empty.png").touch()
         (folder / "text.jpg").write_text("not a picture")
