@@ -11,9 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Blocks that the plane encoder and the basis-field decoder share: residual stages, resampling, plane mixing.
+"""Blocks that several networks share: residual blocks, plane mixing, and the levels of encoder and decoder.
 
-Planes are processed in groups, one tensor `(batch * planes, channels, height, width)` for all planes of equal size.
+A level processes planes in groups, one tensor `(batch * planes, channels, height, width)` for all planes of equal
+size.
 """
 
 from __future__ import annotations
@@ -53,6 +54,23 @@ def plane_attention(channels: int, heads: int, head_channels: int, groups: int) 
         upcast_softmax=False,
         _from_deprecated_attn_block=False,
     )
+
+
+class FullyConnectedBlock(nn.Module):
+    """ReLU, linear, ReLU, linear on `(..., in_channels)`, beside a shortcut to `(..., out_channels)` that is linear where
+    the widths differ: the residual block of Occupancy Networks (Mescheder et al. 2019)."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        inner_channels = min(in_channels, out_channels)
+        self.linear_in = nn.Linear(in_channels, inner_channels)
+        self.linear_out = nn.Linear(inner_channels, out_channels)
+        self.shortcut = nn.Linear(in_channels, out_channels, bias=False) if in_channels != out_channels else None
+        nn.init.zeros_(self.linear_out.weight)  # starts as its shortcut
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        update = self.linear_out(nn.functional.relu(self.linear_in(nn.functional.relu(hidden)), inplace=True))
+        return update + (hidden if self.shortcut is None else self.shortcut(hidden))
 
 
 class ConvolutionPlaneMixing(nn.Module):

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 
+from .blocks import FullyConnectedBlock
+
 
 # The planes' axes in layout order, (first letter, second letter) of "xy", "xz" and "yz".
 PLANE_AXES = ((0, 1), (0, 2), (1, 2))
@@ -25,21 +27,6 @@ PLANE_AXES = ((0, 1), (0, 2), (1, 2))
 # weights expect.
 BOX_MARGIN = 1e-5
 LARGEST_POSITION = 1 - 1e-5
-
-
-class FullyConnectedResnetBlock(nn.Module):
-    """ReLU-linear-ReLU-linear on (..., in_channels), with a linear shortcut to (..., out_channels)."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        self.linear_1 = nn.Linear(in_channels, min(in_channels, out_channels))
-        self.linear_2 = nn.Linear(min(in_channels, out_channels), out_channels)
-        self.shortcut = nn.Linear(in_channels, out_channels, bias=False)
-        nn.init.zeros_(self.linear_2.weight)  # starts as its shortcut
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        update = self.linear_2(torch.relu(self.linear_1(torch.relu(hidden_states))))
-        return self.shortcut(hidden_states) + update
 
 
 class PointEncoder(nn.Module):
@@ -85,7 +72,7 @@ class PointEncoder(nn.Module):
         self.bound = bound
         self.proj_in = nn.Linear(input_channels, 2 * hidden_channels)
         self.blocks = nn.ModuleList(
-            FullyConnectedResnetBlock(2 * hidden_channels, hidden_channels) for _ in range(num_blocks)
+            FullyConnectedBlock(2 * hidden_channels, hidden_channels) for _ in range(num_blocks)
         )
         self.proj_out = nn.Linear(hidden_channels, out_channels)
 

@@ -31,6 +31,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .blocks import FullyConnectedBlock
+
 
 CONDITIONINGS = ("concat", "sum", "input")
 
@@ -64,22 +66,6 @@ class Readout(nn.Module):
         return [torch.cat(list(embeddings), dim=-1)] if conditioning == "input" else list(embeddings)
 
 
-class ResidualBlock(nn.Module):
-    """ReLU, linear, ReLU, linear, beside a linear shortcut where the widths differ (OccupancyNetworks' FC block)."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        inner_channels = min(in_channels, out_channels)
-        self.linear_in = nn.Linear(in_channels, inner_channels)
-        self.linear_out = nn.Linear(inner_channels, out_channels)
-        self.shortcut = nn.Linear(in_channels, out_channels, bias=False) if in_channels != out_channels else None
-        nn.init.zeros_(self.linear_out.weight)  # starts as its shortcut
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        update = self.linear_out(F.relu(self.linear_in(F.relu(hidden)), inplace=True))
-        return update + (hidden if self.shortcut is None else self.shortcut(hidden))
-
-
 class CoarseToFine(Readout):
     """Residual blocks that meet the embeddings coarse to fine, then one more: the trunk of the plain read-outs.
 
@@ -104,7 +90,7 @@ class CoarseToFine(Readout):
         self.conditioning = conditioning
         inputs = _block_inputs(embedding_channels, hidden_channels, num_scales, conditioning)
         self.input_map = nn.Linear(input_channels, hidden_channels) if input_channels else None
-        self.blocks = nn.ModuleList(ResidualBlock(channels, hidden_channels) for channels in inputs)
+        self.blocks = nn.ModuleList(FullyConnectedBlock(channels, hidden_channels) for channels in inputs)
         self.embedding_maps = nn.ModuleList(
             nn.Linear(embedding_channels, hidden_channels)
             for _ in range(num_scales - 1 if conditioning == "sum" else 0)
