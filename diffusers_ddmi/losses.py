@@ -81,6 +81,17 @@ def radiance_loss(
     return loss
 
 
+def kl_divergence(posterior: Any) -> torch.Tensor:
+    """KL(q(z|x) ‖ N(0, I)) in nats, summed over a latent and averaged over the batch (second term of Eq. 9).
+
+    Args:
+        posterior: has `mean` and `logvar` of one shape (batch, ...), as diffusers' `DiagonalGaussianDistribution`.
+            Half precision is taken to float32 first, where such a sum does not overflow.
+    """
+    mean, logvar = posterior.mean.float(), posterior.logvar.float()
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1).mean()
+
+
 def _reduce(values: torch.Tensor, reduction: str) -> torch.Tensor:
     _check_choice("reduction", reduction, REDUCTIONS)
     per_signal = values.flatten(1)

@@ -11,3 +11,120 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+"""Training data of every modality, reached through one table: `load_signals`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from .base import SignalDataset, SignalStream, collate
+
+
+__all__ = ["SignalDataset", "SignalStream", "collate", "load_signals"]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One modality's loader and transform, and what they call the options of `load_signals`."""
+
+    module: str
+    load: str
+    examples: str
+    load_options: Mapping[str, str]
+    example_options: Mapping[str, str]
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+
+
+_NAMED = {name: name for name in ("caption_column", "dataset_config_name", "cache_dir")}
+
+_SOURCES = {
+    "image": _Source(
+        module="images",
+        load="load_image_dataset",
+        examples="ImageExamples",
+        load_options={**_NAMED, "image_column": "image_column"},
+        example_options={
+            "resolution": "resolution",
+            "center_crop": "center_crop",
+            "random_flip": "random_flip",
+            "num_queries": "num_coords",
+        },
+        evaluation={"scales": (1.0,), "center_crop": True, "random_flip": False, "num_coords": None},
+    ),
+    "video": _Source(
+        module="videos",
+        load="load_video_dataset",
+        examples="VideoExamples",
+        load_options={**_NAMED, "image_column": "video_column", "num_frames": "num_frames", "frame_stride": "stride"},
+        example_options={
+            "resolution": "resolution",
+            "num_frames": "num_frames",
+            "frame_stride": "stride",
+            "random_flip": "random_flip",
+            "num_queries": "num_coords",
+        },
+        evaluation={"random_flip": False, "num_coords": None},
+    ),
+}
+_OPTIONS = {"num_points"} | {
+    name for source in _SOURCES.values() for name in (*source.load_options, *source.example_options)
+}
+
+
+def load_signals(
+    modality: str,
+    dataset_name: str | None = None,
+    train_data_dir: str | None = None,
+    split: str = "train",
+    *,
+    seed: int = 0,
+    strict: bool = False,
+    streaming: bool = False,
+    evaluation: bool = False,
+    **options: Any,
+) -> SignalDataset | SignalStream:
+    """The training examples of a data set, whatever its modality; `collate` makes batches of them.
+
+    Args:
+        modality: "image", "shape", "video" or "nerf".
+        dataset_name, train_data_dir: a data set by name ("procedural": generated), or a folder; exactly one of them.
+        split: "train" or "test".
+        seed: of all randomness in the examples.
+        strict: an unreadable item is an error; else it is named in a warning and passed over.
+        streaming: read while iterating, without a length.
+        evaluation: whole signals without augmentation.
+        options: resolution, center_crop, random_flip, num_queries (coordinates or rays of an example), num_frames,
+            frame_stride, num_points, image_column, caption_column, dataset_config_name, cache_dir. Those that a
+            modality has no use for are not looked at, and None stands for its default.
+
+    Raises:
+        ValueError: an unknown modality, or what the modality's loader finds wrong with the data.
+        TypeError: an unknown option.
+    """
+    if modality not in _SOURCES:
+        raise ValueError(f"Unknown modality {modality!r}: expected one of {', '.join(_SOURCES)}.")
+    unknown = sorted(set(options) - _OPTIONS)
+    if unknown:
+        raise TypeError(f"load_signals has no options {unknown}; it has {sorted(_OPTIONS)}.")
+    source = _SOURCES[modality]
+    module = import_module(f".{source.module}", __name__)
+    rows = getattr(module, source.load)(
+        train_data_dir=train_data_dir,
+        dataset_name=dataset_name,
+        split=split,
+        streaming=streaming,
+        strict=strict,
+        **_renamed(options, source.load_options),
+    )
+    example_options = _renamed(options, source.example_options)
+    if evaluation:
+        example_options.update(source.evaluation)
+    examples = getattr(module, source.examples)(**example_options)
+    return (SignalStream if streaming else SignalDataset)(rows, examples, seed, strict)
+
+
+def _renamed(options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names[name]: value for name, value in options.items() if name in names and value is not None}

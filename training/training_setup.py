@@ -1,0 +1,201 @@
+# Copyright 2026 The diffusers_ddmi Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a run starts from: presets of models, data sets, and what identifies these when a run is resumed."""
+
+import argparse
+import hashlib
+import inspect
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset, Subset
+
+import diffusers_ddmi
+from diffusers_ddmi.checkpointing import folder_fingerprint
+from diffusers_ddmi.data import load_signals
+
+
+logger = logging.getLogger(__name__)
+
+PRESETS = Path(__file__).resolve().parent / "configs"
+
+
+# --------------------------------------------------------------------------------------------- presets
+
+
+def preset_folder(preset: str, modality: str) -> Path:
+    """The folder of a preset's model configs: `vae/`, `unet/`, `unet_text/`, `text_encoder/` and `scheduler/`.
+
+    Args:
+        preset: a name in `training/configs` ("tiny", "small", "official"), or a folder of one's own that holds these
+            configs, either directly or in a subfolder for each modality.
+
+    Raises:
+        FileNotFoundError: there is none; the message lists what there is.
+    """
+    for root in (Path(preset), PRESETS / preset):
+        for folder in (root / modality, root):
+            if (folder / "vae" / "config.json").is_file():
+                return folder
+    known = sorted(p.relative_to(PRESETS).parents[1].as_posix() for p in PRESETS.glob("*/*/vae/config.json"))
+    raise FileNotFoundError(
+        f"Unknown preset {preset!r} for {modality!r}: expected a folder with vae/config.json, or one of {known}."
+    )
+
+
+def read_config(folder: Path, part: str, overrides: str | None = None) -> dict[str, Any]:
+    """The config of one part of a preset, with keys replaced by those of the JSON object `overrides`.
+
+    Raises:
+        FileNotFoundError: the preset has no such part. ValueError: `overrides` is not a JSON object.
+    """
+    path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    if not path.is_file():
+        raise FileNotFoundError(f"The preset has no {path}; it has {sorted(p.name for p in folder.iterdir())}.")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        changes = json.loads(overrides or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--config_overrides must be a JSON object, but is {overrides!r} ({error}).") from error
+    known = inspect.signature(config_class(config).__init__).parameters if changes else {}
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        raise ValueError(f"--config_overrides names {unknown}, which {config['_class_name']} does not have.")
+    return {**config, **changes}
+
+
+def config_class(config: dict[str, Any]) -> type:
+    """The class that a config names, of this package or of diffusers."""
+    name = config["_class_name"]
+    found = getattr(diffusers_ddmi, name, None) or getattr(diffusers, name, None)
+    if found is None:
+        raise ValueError(f"Neither diffusers_ddmi nor diffusers has a class {name!r}.")
+    return found
+
+
+def build(config: dict[str, Any], **sizes: Any) -> Any:
+    """A new model or scheduler from its config. `sizes` replace those arguments that its class has."""
+    cls = config_class(config)
+    known = inspect.signature(cls.__init__).parameters
+    return cls.from_config({**config, **{k: v for k, v in sizes.items() if k in known}})
+
+
+def plain_config(model: nn.Module) -> dict[str, Any]:
+    """A model's configuration as JSON values, without what depends on where or by what version it was saved."""
+    return json.loads(json.dumps({k: v for k, v in model.config.items() if not k.startswith("_")}, default=str))
+
+
+# --------------------------------------------------------------------------------------------- data
+
+
+def load_training_data(args: argparse.Namespace, modality: str) -> Dataset:
+    """The training examples that the flags describe, without those held out by --validation_split."""
+    dataset = _load(args, modality, "train", train_data_dir=args.train_data_dir, dataset_name=args.dataset_name)
+    if isinstance(dataset, IterableDataset):
+        return dataset
+    count = len(dataset) - _held_out(args, len(dataset))
+    return _Head(dataset, 0, min(count, args.max_train_samples or count))
+
+
+def load_validation_data(args: argparse.Namespace, modality: str) -> Dataset | None:
+    """Held-out examples, whole and unaugmented: of --validation_data_dir, of the end of the training data, or of the
+    test split; None if there are none."""
+    count = args.num_validation_samples
+    if args.validation_data_dir:
+        dataset = _load(args, modality, "test", train_data_dir=args.validation_data_dir, evaluation=True)
+        return _Head(dataset, 0, min(count, len(dataset)))
+    source = {"train_data_dir": args.train_data_dir, "dataset_name": args.dataset_name}
+    if args.validation_split and not args.streaming:
+        dataset = _load(args, modality, "train", **source, evaluation=True)
+        first = len(dataset) - _held_out(args, len(dataset))
+        return _Head(dataset, first, min(first + count, len(dataset)))
+    if args.train_data_dir and not Path(args.train_data_dir, "test").is_dir():
+        return None
+    try:
+        dataset = _load(args, modality, "test", **source, evaluation=True)
+    except (ValueError, FileNotFoundError) as error:
+        logger.warning("No held-out data: %s", error)
+        return None
+    return _Head(dataset, 0, min(count, len(dataset)))
+
+
+def _load(args: argparse.Namespace, modality: str, split: str, evaluation: bool = False, **source: Any) -> Dataset:
+    return load_signals(
+        modality,
+        split=split,
+        seed=args.seed,
+        strict=args.strict,
+        streaming=args.streaming and not evaluation,
+        evaluation=evaluation,
+        cache_dir=args.cache_dir,
+        dataset_config_name=args.dataset_config_name,
+        image_column=args.image_column,
+        caption_column=args.caption_column,
+        resolution=args.resolution,
+        center_crop=args.center_crop,
+        random_flip=args.random_flip,
+        num_frames=args.num_frames,
+        frame_stride=args.frame_stride,
+        num_points=args.num_points,
+        num_queries=args.num_queries,
+        **source,
+    )
+
+
+def _held_out(args: argparse.Namespace, length: int) -> int:
+    return min(max(1, round(args.validation_split * length)), length - 1) if args.validation_split else 0
+
+
+class _Head(Subset):
+    """Consecutive items of a data set, which passes the epoch on."""
+
+    def __init__(self, dataset: Dataset, first: int, end: int):
+        super().__init__(dataset, range(first, end))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.dataset.set_epoch(epoch)
+
+
+def data_fingerprint(accelerator: Accelerator, args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
+    """What must not change between the parts of a run: the files of a folder, and three examples as they come out."""
+    result: list[Any] = [None]
+    if accelerator.is_main_process:
+        result[0] = {"source": args.dataset_name or "a folder"}
+        if args.train_data_dir:
+            result[0]["files"] = folder_fingerprint(args.train_data_dir)
+        if not isinstance(dataset, IterableDataset):
+            dataset.set_epoch(0)
+            places = {"first": 0, "middle": len(dataset) // 2, "last": len(dataset) - 1}
+            result[0]["length"] = len(dataset)
+            result[0]["examples"] = {name: _digest(dataset[i]) for name, i in places.items()}
+    broadcast_object_list(result)
+    return result[0]
+
+
+def _digest(example: dict[str, Any]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(example):
+        value = example[name]
+        digest.update(name.encode())
+        digest.update(
+            value.contiguous().numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
+        )
+    return digest.hexdigest()

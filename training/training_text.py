@@ -1,0 +1,74 @@
+# Copyright 2026 The diffusers_ddmi Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Text for stage 2: a pretrained CLIP text encoder, or a small one of our own with a tokenizer made from the captions."""
+
+import string
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset, IterableDataset
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+
+def load_text_encoder(name_or_path: str) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    """A pretrained CLIP tokenizer and text encoder, from a folder or the hub; also from the folder of a pipeline."""
+    parts = {"tokenizer": name_or_path, "text_encoder": name_or_path}
+    for part in parts:
+        if Path(name_or_path, part).is_dir():
+            parts[part] = str(Path(name_or_path, part))
+    return CLIPTokenizer.from_pretrained(parts["tokenizer"]), CLIPTextModel.from_pretrained(parts["text_encoder"])
+
+
+def build_tokenizer(captions: Iterable[str], max_length: int, vocabulary_size: int = 4096) -> CLIPTokenizer:
+    """CLIP's tokenizer with byte pairs that are learned from the captions.
+
+    Args:
+        captions: those of the training data. max_length: tokens of a prompt, start and end included.
+        vocabulary_size: at most so many tokens; few captions give fewer.
+    """
+    alone = " ".join(string.ascii_lowercase + string.digits)  # each of these can then end an unknown word
+    tokenizer = CLIPTokenizer().train_new_from_iterator(
+        chain(captions, [alone]), vocab_size=vocabulary_size, show_progress=False
+    )
+    tokenizer.model_max_length = max_length
+    return tokenizer
+
+
+def captions_of(dataset: Dataset) -> Iterator[str]:
+    """The captions of a data set.
+
+    Raises:
+        ValueError: it has none, or is a stream, which is not read twice.
+    """
+    if isinstance(dataset, IterableDataset):
+        raise ValueError("A tokenizer cannot be made from a stream's captions: give --text_encoder_name_or_path.")
+    found = False
+    for index in range(len(dataset)):
+        caption = dataset[index].get("caption")
+        if caption is not None:
+            found = True
+            yield caption
+    if not found:
+        raise ValueError("Training with text needs captions, and these data have none (see --caption_column).")
+
+
+def create_text_encoder(config: dict[str, Any], tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A new CLIPTextModel of a preset's size for this tokenizer's vocabulary."""
+    config = {k: v for k, v in config.items() if not k.startswith("_")}
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return CLIPTextModel(
+        CLIPTextConfig(**{**config, "vocab_size": len(tokenizer), **{f"{k}_token_id": v for k, v in ids.items()}})
+    )
