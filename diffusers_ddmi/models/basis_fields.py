@@ -89,15 +89,16 @@ class BasisFields:
 
         Args:
             coords: `(batch, points, axes)`, or `(points, axes)` shared by the batch, in the signal's coordinates and
-                the order of `axes`. Computed in float32; beyond the extent the outermost cells are repeated.
-                Differentiable.
+                the order of `axes`. Positions are computed in float32 at least; beyond the extent the outermost
+                cells are repeated. Differentiable.
 
         Returns:
             One embedding a scale, coarse to fine: `(batch, points, channels)`, times the number of planes in the
             channels for `reduction="concat"`, in the fields' dtype.
         """
         low, high = self.extent
-        unit = (coords.float() - low) / (high - low)  # [0, 1] over the extent
+        coords = coords.to(torch.promote_types(coords.dtype, torch.float32))
+        unit = (coords - low) / (high - low)  # [0, 1] over the extent
         if unit.ndim == 2:
             unit = unit[None]
         return [self._interpolate_scale(scale, unit) for scale in range(self.num_scales)]
@@ -128,9 +129,9 @@ class BasisFields:
         """Indices of the two cells around each position and the weight of the second, `(batch or 1, points)`."""
         position = unit * (size - 1) if self.align_corners else unit * size - 0.5
         position = position.clamp(0, size - 1)
-        lower = position.detach().floor().clamp(max=max(size - 2, 0))
-        index = lower.long()
-        return index, (index + 1).clamp(max=size - 1), position - lower
+        # Clamped as integers, so that a coordinate which is not a number gives such a value and reads no foreign row.
+        lower = position.detach().floor().long().clamp(0, max(size - 2, 0))
+        return lower, (lower + 1).clamp(max=size - 1), position - lower
 
     def map(self, function) -> BasisFields:
         """The same fields with `function` applied to every table of rows."""

@@ -162,7 +162,8 @@ class PlaneStage(nn.Module):
 
     Args:
         mixing: module from `build_plane_mixing`, or `None`.
-        resample: `"down"`, `"up"` or `None` (the last level). A layout's fixed axes keep their size.
+        resample: `"down"`, which halves every axis; `"up"`, which doubles all but the layout's fixed axes; or `None`
+            (the last level).
     """
 
     def __init__(

@@ -162,6 +162,9 @@ class DataEncoder(nn.Module):
 
         Returns:
             For each plane, moments `(batch, 2 * latent_channels, h, w)`: mean, then log-variance.
+
+        Raises:
+            ValueError: `x` has another shape, or whole numbers.
         """
         self._check(x)
         if self.frames is not None:
@@ -171,6 +174,8 @@ class DataEncoder(nn.Module):
 
     def _check(self, x: torch.Tensor) -> None:
         shape = tuple(x.shape)
+        if not x.is_floating_point():
+            raise ValueError(f"Expected floating-point data, got {x.dtype}.")
         if self.kind == "points":
             if x.ndim != 3 or shape[2] != self.in_channels or shape[1] < 1:
                 raise ValueError(f"Expected points (batch, points, {self.in_channels}), got shape {shape}.")

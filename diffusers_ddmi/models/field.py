@@ -137,6 +137,8 @@ class NeuralField:
             directions = self._check("directions", directions, 3)
             if directions.shape[-2] != coords.shape[-2]:
                 raise ValueError(f"Got {directions.shape[-2]} `directions` for {coords.shape[-2]} `coords`.")
+        if scale is not None and not self.readout.uses_scale:
+            raise ValueError("This field does not depend on the scale at which it is read; leave `scale` out.")
         shared = self.readout.prepare(self._check_scale(scale)) if self.readout.uses_scale else None
 
         chunk = max(1, (self.chunk_size or default_chunk_size(self.device)) // self.batch_size)
@@ -173,9 +175,10 @@ class NeuralField:
             raise ValueError(f"`{name}` is a batch of {points.shape[0]}, this field one of {self.batch_size}.")
         return points.to(self.device)
 
-    def _check_scale(self, scale: float | torch.Tensor | None) -> torch.Tensor | None:
+    def _check_scale(self, scale: float | torch.Tensor | None) -> torch.Tensor:
+        """`scale` as `(batch or 1,)`, float32, on the field's device."""
         if scale is None:
-            return None
+            return torch.ones(1, device=self.device)
         scale = torch.as_tensor(scale, device=self.device, dtype=torch.float32).reshape(-1)
         if scale.shape[0] not in (1, self.batch_size) or not bool((scale > 0).all()):
             raise ValueError(

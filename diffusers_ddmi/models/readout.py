@@ -275,20 +275,22 @@ class StyledLinear(nn.Module):
         self.style_weight = nn.Parameter(torch.randn(in_channels, style_channels))
         self.style_bias = nn.Parameter(torch.ones(in_channels))
 
-    def fold(self, style: torch.Tensor) -> torch.Tensor:
-        """The weights under each style: `(styles, style_channels)` to `(styles, out_channels, in_channels)`."""
+    def forward(self, style: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Styles `(styles, style_channels)` to the weights `(styles, out_channels, in_channels)` and biases `(styles,
+        out_channels)` of the linear maps under them."""
         modulation = F.linear(style, self.style_weight / math.sqrt(self.style_weight.shape[1]), self.style_bias)
         weight = self.weight / math.sqrt(self.weight.shape[1]) * modulation[:, None, :]
         if self.demodulate:
             weight = weight * torch.rsqrt(weight.square().sum(dim=2, keepdim=True) + 1e-8)
-        return weight
+        return weight, self.bias.expand(len(style), -1)
 
 
 class StyledBlock(nn.Module):
     """Three styled linear maps with leaky ReLUs beside a linear shortcut (identity where the widths agree).
 
-    `fold` absorbs everything that is constant over the points: the style, the gains of √2 and 1/√2 (a leaky ReLU
-    commutes with a positive factor), and the constant scale channels, which become biases.
+    Calling the block folds everything that is constant over the points into plain weights: the style, the gains of √2
+    and 1/√2 (a leaky ReLU commutes with a positive factor), and the constant scale channels, which become biases.
+    `apply` then maps points. Folding is `forward`, so that hooks which bring offloaded weights see it.
     """
 
     def __init__(
@@ -305,12 +307,21 @@ class StyledBlock(nn.Module):
         if in_channels != hidden_channels:
             self.shortcut = nn.Parameter(torch.randn(hidden_channels, in_channels))
 
-    def fold(self, style: torch.Tensor, scale: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
-        """For each of the three maps and the shortcut: `(weights on hidden, weights on embedding, bias)`."""
+    def forward(self, style: torch.Tensor, scale: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+        """
+        Args:
+            style: `(styles, style_channels)`.
+            scale: `(styles,)`, the value of the scale channels.
+
+        Returns:
+            For each of the three maps, and the shortcut where it is not the identity: weights on the hidden features
+            `(styles, hidden_channels, hidden_in)`, weights on the embedding `(styles, hidden_channels, embedding_in)`
+            or `None`, and biases `(styles, hidden_channels)`.
+        """
         folded = []
         for index, linear in enumerate(self.linears):
             gain = math.sqrt(2) if index < 2 else 1.0
-            weight, bias = gain * linear.fold(style), gain * linear.bias.expand(len(style), -1)
+            weight, bias = (gain * part for part in linear(style))
             folded.append(self._split(weight, bias, scale) if index == 0 else (weight, None, bias))
         if self.shortcut is not None:
             weight = (self.shortcut / math.sqrt(2 * self.shortcut.shape[1])).expand(len(style), -1, -1)
@@ -325,7 +336,7 @@ class StyledBlock(nn.Module):
     def apply(folded, hidden, embedding, noise=None) -> torch.Tensor:
         """
         Args:
-            folded: from `fold`, with tensors `(styles, …)`, one style for all points or one for each batch item.
+            folded: from `forward`, with tensors `(styles, …)`, one style for all points or one for each batch item.
             hidden: `(styles, points, hidden_in)`, or `None` for the first block.
             embedding: `(styles, points, embedding_in)`, or `None`.
             noise: three `(styles, points, 1)` addends before the activations.
@@ -384,8 +395,8 @@ class StyledReadout(Readout):
         noise_injection: bool = False,
     ):
         super().__init__()
-        if hidden_channels % 8:
-            raise ValueError(f"`hidden_channels` must be a multiple of 8, got {hidden_channels}.")
+        if hidden_channels % 8 or hidden_channels < 16:
+            raise ValueError(f"`hidden_channels` must be a multiple of 8, at least 16, got {hidden_channels}.")
         self.num_scales = num_scales
         self.conditioning = conditioning
         self.hidden_channels = hidden_channels
@@ -420,17 +431,20 @@ class StyledReadout(Readout):
         """Folds the scale into the weights.
 
         Args:
-            scale: `(1,)` for all items of the batch, or `(batch,)`; 1 if not given.
+            scale: `(1,)` for all items of the batch, or `(batch,)`, float32; 1 if not given.
+
+        Returns:
+            The folded weights of every block (see [`StyledBlock`]), then those of the output map.
         """
         parameter = self.out.weight
-        scale = parameter.new_ones(1) if scale is None else scale.to(parameter)
+        scale = torch.ones(1, device=parameter.device) if scale is None else scale
         half = self.hidden_channels // 8
         frequencies = torch.exp(torch.arange(half, device=scale.device) * (-math.log(10000) / (half - 1)))
-        angles = scale[:, None].float() * frequencies
-        style = self.style(torch.cat([angles.sin(), angles.cos()], dim=1).to(parameter))
-        folded = [block.fold(style, scale) for block in self.blocks]
-        folded.append((self.out.fold(style), None, self.out.bias.expand(len(style), -1)))
-        return folded
+        angles = scale[:, None] * frequencies  # (styles, half)
+        style = self.style(torch.cat([angles.sin(), angles.cos()], dim=1).to(parameter.dtype))
+        folded = [block(style, scale.to(parameter.dtype)) for block in self.blocks]
+        weight, bias = self.out(style)
+        return [*folded, (weight, None, bias)]
 
     def forward(
         self,
