@@ -261,6 +261,22 @@ class ProceduralScene:
         return points[rng.permutation(len(points))[:num_points]].astype(np.float32)
 
 
+def radiance_field(
+    scenes: Sequence[ProceduralScene], density: float = 200.0
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """
+    A batch of scenes as one radiance field (see `rendering.volume.RadianceField`), for tests and measurements: its values
+    are those of [`ProceduralScene.radiance`], on the CPU and without gradients.
+    """
+
+    def field(points: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+        points = points.double().expand(len(scenes), -1, -1).numpy()
+        values = np.stack([scene.radiance(own, density) for scene, own in zip(scenes, points)])
+        return torch.from_numpy(values).float()
+
+    return field
+
+
 def random_cameras(num_views: int, size: int, rng: np.random.Generator) -> Cameras:
     """
     Cameras of `size`² pixels at random places on a sphere of radius 2 about the origin, from 20° below the horizon to 70°

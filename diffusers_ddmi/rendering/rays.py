@@ -97,22 +97,33 @@ def sample_along_rays(
         ValueError: for shapes that do not match, fewer than two samples, or `stratified` without a generator.
     """
     _check_rays(origins, directions)
+    near, far = (_along_rays(value, name, origins) for value, name in ((near, "near"), (far, "far")))
+    distances, edges = divide_rays(near, far, num_samples, generator, stratified, last_interval_infinite)
+    return _ray_samples(origins, directions, distances, edges)
+
+
+def divide_rays(
+    near: torch.Tensor,
+    far: torch.Tensor,
+    num_samples: int,
+    generator: torch.Generator | None = None,
+    stratified: bool = False,
+    last_interval_infinite: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distances `(..., samples)` and edges `(..., samples + 1)` of [`RaySamples`] from `near` and `far`, `(..., 1)` each."""
     if num_samples < 2:
         raise ValueError(f"`num_samples` must be at least 2, got {num_samples}.")
-    near, far = (_along_rays(value, name, origins) for value, name in ((near, "near"), (far, "far")))
     count = num_samples if last_interval_infinite else num_samples + 1
-    fractions = torch.linspace(0.0, 1.0, count, device=origins.device, dtype=origins.dtype)
+    fractions = torch.linspace(0.0, 1.0, count, device=near.device, dtype=near.dtype)
     edges = near * (1 - fractions) + far * fractions
-    if last_interval_infinite:
-        if stratified:
-            middles = 0.5 * (edges[..., 1:] + edges[..., :-1])
-            strata = torch.cat([edges[..., :1], middles, edges[..., -1:]], dim=-1)
-            edges = _points_between(strata, generator, stratified)
-        distances = edges
-        edges = torch.cat([distances, torch.full_like(distances[..., :1], _INFINITE)], dim=-1)
-    else:
-        distances = _points_between(edges, generator, stratified)
-    return _ray_samples(origins, directions, distances, edges)
+    if not last_interval_infinite:
+        return _points_between(edges, generator, stratified), edges
+    distances = edges
+    if stratified:
+        middles = 0.5 * (edges[..., 1:] + edges[..., :-1])
+        strata = torch.cat([edges[..., :1], middles, edges[..., -1:]], dim=-1)
+        distances = _points_between(strata, generator, stratified)
+    return distances, torch.cat([distances, torch.full_like(distances[..., :1], _INFINITE)], dim=-1)
 
 
 def importance_sample(

@@ -35,6 +35,7 @@ from .rays import (
     as_corners,
     clip_to_bounds,
     composite,
+    divide_rays,
     importance_sample,
     sample_along_rays,
 )
@@ -42,6 +43,14 @@ from .rays import (
 
 # Transmittance that a picture may lose to skipped space, and again to rays that stop: together less than 1/255.
 _TOLERANCE = 1e-3
+
+
+class _Options(NamedTuple):
+    num_samples: int
+    background: float | torch.Tensor | None
+    stop_transmittance: float
+    last_interval_infinite: bool
+    chunk_size: int
 
 
 class RadianceField(Protocol):
@@ -151,27 +160,18 @@ def render_views(
     rays_per_chunk = max(1, chunk_size // num_samples)
     if grid is not None:  # looking up cells is cheap; larger chunks make fewer, fuller calls of the field
         rays_per_chunk = max(1, 4 * chunk_size // (num_samples * len(grid)))
+    options = _Options(num_samples, background, stop_transmittance, last_interval_infinite, chunk_size)
     chunks = []
     for origins, directions, near, far in _ray_chunks(cameras, rays_per_chunk):
         if bounds is not None:
             near, far = clip_to_bounds(origins, directions, near, far, bounds)
-        samples = sample_along_rays(
-            origins, directions, near, far, num_samples, last_interval_infinite=last_interval_infinite
-        )
         if grid is None:
+            samples = sample_along_rays(
+                origins, directions, near, far, num_samples, None, False, last_interval_infinite
+            )
             rendered = _composite_samples(field, samples, directions, background)[:3]
         else:
-            rendered = _composite_occupied(
-                field,
-                grid,
-                samples,
-                origins,
-                directions,
-                background,
-                stop_transmittance,
-                last_interval_infinite,
-                chunk_size,
-            )
+            rendered = _render_occupied(field, grid, (origins, directions, near, far), options)
         chunks.append(rendered)
     size = (-1, len(cameras), cameras.height, cameras.width)
     color, depth, opacity = (torch.cat(parts, dim=1) for parts in zip(*chunks))
@@ -196,6 +196,7 @@ class OccupancyGrid:
             )
         self.occupied = occupied
         self.bounds = as_corners(bounds).to(occupied.device)
+        self._extent = self._occupied_extent()
 
     @classmethod
     @torch.no_grad()
@@ -254,6 +255,25 @@ class OccupancyGrid:
     def to(self, device: torch.device | str) -> OccupancyGrid:
         """The same grid on another device."""
         return OccupancyGrid(self.occupied.to(device), self.bounds)
+
+    def _occupied_extent(self) -> torch.Tensor | None:
+        """Corners `(2, 3)` of the box around the occupied cells of all scenes; None where there are none."""
+        anywhere = self.occupied.any(0)
+        if not anywhere.any():
+            return None
+        cells = anywhere.nonzero()
+        limits = torch.stack([cells.amin(0), cells.amax(0) + 1])
+        size = torch.tensor(anywhere.shape, device=anywhere.device)
+        return self.bounds[0] + (self.bounds[1] - self.bounds[0]) * limits / size
+
+    def crossed(
+        self, origins: torch.Tensor, directions: torch.Tensor, near: torch.Tensor, far: torch.Tensor
+    ) -> torch.Tensor:
+        """Whether rays `(rays, 3)` pass the box around all occupied cells between `near` and `far`, `(rays,)`."""
+        if self._extent is None:
+            return torch.zeros_like(near, dtype=torch.bool)
+        entry, leave = clip_to_bounds(origins, directions, near, far, self._extent)
+        return entry < leave
 
     def mask(self, origins: torch.Tensor, directions: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
         """
@@ -325,46 +345,70 @@ def _composite_samples(
     return composite(values[..., :3], values[..., 3], samples.distances, samples.deltas, background)
 
 
-def _composite_occupied(
-    field: RadianceField,
-    grid: OccupancyGrid,
-    samples: RaySamples,
-    origins: torch.Tensor,
-    directions: torch.Tensor,
-    background: float | torch.Tensor | None,
-    stop_transmittance: float,
-    last_interval_infinite: bool,
-    chunk_size: int,
+def _render_occupied(
+    field: RadianceField, grid: OccupancyGrid, rays: tuple[torch.Tensor, ...], options: _Options
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Colour, depth and opacity as of `_composite_samples` for rays `(rays, 3)`, with the density of samples that are passed over taken as 0."""
-    mask = grid.mask(origins, directions, samples.distances)
-    if last_interval_infinite:
+    """
+    Colour, depth and opacity of rays (origins and directions `(rays, 3)`, near and far `(rays,)`) in every scene, with the
+    density of all samples that are passed over taken as 0.
+    """
+    num_rays = len(rays[0])
+    if not options.last_interval_infinite:
+        crossing = grid.crossed(*rays).nonzero()[:, 0]
+        rays = tuple(part[crossing] for part in rays)
+    origins, directions, near, far = rays
+    distances, edges = divide_rays(
+        near[:, None], far[:, None], options.num_samples, last_interval_infinite=options.last_interval_infinite
+    )
+    mask = grid.mask(origins, directions, distances)
+    if options.last_interval_infinite:
+        crossing = torch.arange(num_rays, device=origins.device)
         mask[..., -1] = True  # this sample alone hides whatever the others let through
     scene, ray = mask.any(-1).nonzero(as_tuple=True)  # in order of scenes
-    mask, distances, deltas = mask[scene, ray], samples.distances[ray], samples.deltas[ray]
-    points, directions = samples.points[ray], directions[ray]
+    distances, deltas = distances[ray], edges.diff(dim=-1)[ray]
+    values = _march(
+        field, len(grid), scene, origins[ray], directions[ray], distances, deltas, mask[scene, ray], options
+    )
+    seen = composite(values[..., :3], values[..., 3], distances, deltas, options.background)
+    nothing = composite(values.new_zeros(1, 3), *values.new_zeros(3, 1), options.background)
+    size, place = (len(grid), num_rays, -1), (scene, crossing[ray])
+    return tuple(empty.expand(size).index_put(place, part) for empty, part in zip(nothing[:3], seen[:3]))
 
-    values = points.new_zeros(*mask.shape, 4)
-    thickness = points.new_zeros(len(ray))
-    chosen, sample = mask.nonzero(as_tuple=True)
-    rank = (mask.cumsum(-1) - 1)[chosen, sample]  # place among the ray's occupied samples
+
+def _march(
+    field: RadianceField,
+    num_scenes: int,
+    scene: torch.Tensor,
+    origins: torch.Tensor,
+    directions: torch.Tensor,
+    distances: torch.Tensor,
+    deltas: torch.Tensor,
+    mask: torch.Tensor,
+    options: _Options,
+) -> torch.Tensor:
+    """
+    The field's values `(rays, samples, 4)` where `mask` is set, from the front up to where each ray is opaque; zeros elsewhere.
+
+    In rounds over all rays at once: the next 8, then 16, 32 … marked samples of the rays that still let light through.
+    """
+    values = distances.new_zeros(*mask.shape, 4)
+    thickness = distances.new_zeros(len(mask))
+    ray, sample = mask.nonzero(as_tuple=True)
+    rank = (mask.cumsum(-1, dtype=torch.int32) - 1)[ray, sample]  # place among the ray's marked samples
     done, length = 0, 8
-    while len(chosen):
+    while len(ray):
         now = rank < done + length
-        at = (chosen[now], sample[now])
-        found = _evaluate_ragged(field, points[at], directions[at[0]], scene[at[0]], len(grid), chunk_size)
-        values[at] = found
-        slab = points.new_zeros(len(ray), length)
-        slab[at[0], rank[now] - done] = found[:, 3].detach() * deltas[at]
+        r, s = ray[now], sample[now]
+        points = torch.addcmul(origins[r], distances[r, s, None], directions[r])
+        found = _evaluate_ragged(field, points, directions[r], scene[r], num_scenes, options.chunk_size)
+        values[r, s] = found
+        slab = distances.new_zeros(len(mask), length)  # sums in a fixed order, so that no stop depends on chance
+        slab[r, (rank[now] - done).long()] = found[:, 3].detach() * deltas[r, s]
         thickness += slab.sum(-1)
-        alive = ~now & (thickness < -math.log(stop_transmittance))[chosen]
-        chosen, sample, rank = chosen[alive], sample[alive], rank[alive]
+        alive = ~now & (thickness < -math.log(options.stop_transmittance))[ray]
+        ray, sample, rank = ray[alive], sample[alive], rank[alive]
         done, length = done + length, 2 * length
-
-    seen = composite(values[..., :3], values[..., 3], distances, deltas, background)
-    nothing = composite(values.new_zeros(1, 3), *values.new_zeros(3, 1), background)
-    size = (len(grid), len(origins), -1)
-    return tuple(empty.expand(size).index_put((scene, ray), part) for empty, part in zip(nothing[:3], seen[:3]))
+    return values
 
 
 def _evaluate(field: RadianceField, points: torch.Tensor, directions: torch.Tensor, chunk_size: int) -> torch.Tensor:
