@@ -116,8 +116,10 @@ class SparseGrid:
         for step in ((1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)):
             back = tuple(-s for s in step)
             owners = self._neighbours(slots, back)
-            touching = self.solid[(slots, *(0 if s else slice(None) for s in step))].view(len(slots), -1)
-            crossed = (owners < VOID) & (touching != (owners == SOLID)[:, None]).any(1)
+            touching = self.solid[slots]
+            for axis in (axis for axis in range(3) if step[axis]):
+                touching = touching.narrow(axis + 1, 0, 1)
+            crossed = (owners < VOID) & (touching != (owners == SOLID)[:, None, None, None]).flatten(1).any(1)
             missing.append(self.place[slots[crossed]] + torch.tensor((0, *back), device=self.device))
         self._allocate(torch.unique(torch.cat(missing), dim=0))
 

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 import numbers
 import os
@@ -144,6 +145,8 @@ class _Sampler:
         self.field, self.batch_size, self.resolution, self.level = field, batch_size, resolution, level
         self.box, self.device = box, device
         self.points_per_call = max(1, chunk_size // batch_size)
+        line = torch.arange(resolution + 2, device=device)[:, None].expand(-1, 3)
+        self.node_lines = self.coordinates(line).float().T.contiguous()  # (3, resolution + 2)
 
     def coordinates(self, nodes: torch.Tensor) -> torch.Tensor:
         """Nodes 1..resolution, or numbers between, `(points, 3)` -> coordinates in the box, float64."""
@@ -154,7 +157,8 @@ class _Sampler:
 
     def values(self, owner: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
         """Logits above the level `(points,)` of the fields in `owner` `(points,)` at `nodes` `(points, 3)`."""
-        return self._evaluate(owner, self.coordinates(nodes).float(), self._call)
+        points = torch.stack([line[node] for line, node in zip(self.node_lines, nodes.T)], dim=-1)
+        return self._evaluate(owner, points, self._call)
 
     def normals(self, surfaces: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
         """Outward unit normals of `(vertices, faces)`: down the field's gradient, and those of the triangles where it
@@ -209,43 +213,32 @@ class _Sampler:
 
 def _march(grid: SparseGrid, sampler: _Sampler) -> list[tuple[np.ndarray, np.ndarray]]:
     """Vertices `(vertices, 3)` and faces `(faces, 3)` of each field's surface."""
-    triangles, counts = (torch.as_tensor(array, device=grid.device) for array in case_table())
-    edge_corner = torch.tensor([corner for corner, _ in EDGES], device=grid.device)
-    edge_axis = torch.tensor([axis for _, axis in EDGES], device=grid.device)
-    axes = torch.eye(3, dtype=torch.long, device=grid.device)
-    corners = torch.tensor([[c & 1, c >> 1 & 1, c >> 2 & 1] for c in range(8)], device=grid.device)
+    # A vertex is named by the edge it lies on: the edge's lower node, numbered through all fields, times 4, plus its axis.
     side = grid.resolution + 2
-
-    keys = []
+    triangles, counts = (torch.as_tensor(array, device=grid.device) for array in case_table())
+    corner, axis = torch.tensor(EDGES, device=grid.device).T
+    edge_key = (((corner & 1) * side + (corner >> 1 & 1)) * side + (corner >> 2 & 1)) * 4 + axis
+    first, offsets = (
+        counts.cumsum(0) - counts,
+        edge_key[triangles[triangles[..., 0] >= 0]],
+    )  # (820, 3), case after case
+    parts = []
     for owner, lowest, case in grid.cells():
-        cell = torch.arange(len(case), device=grid.device).repeat_interleave(counts[case])
-        edge = triangles[case][torch.arange(triangles.shape[1], device=grid.device) < counts[case][:, None]]
-        start = lowest[cell][:, None] + corners[edge_corner[edge]]  # (triangles, 3 edges, xyz)
-        axis = edge_axis[edge]
-        end = start + axes[axis]
-        start_outside, end_outside = (((node < 1) | (node > grid.resolution)).any(-1) for node in (start, end))
-        # An edge that leaves the box ends at its last node: kind 3, one vertex for all such edges of a node.
-        start = torch.where(start_outside[..., None], end, start)
-        kind = torch.where(start_outside | end_outside, 3, axis)
-        x, y, z = start.unbind(-1)
-        keys.append((((owner[cell][:, None] * side + x) * side + y) * side + z) * 4 + kind)
-    keys, faces = torch.unique(torch.cat(keys), return_inverse=True)
+        cell_key = (((owner * side + lowest[:, 0]) * side + lowest[:, 1]) * side + lowest[:, 2]) * 4
+        number = counts[case]
+        cell = torch.arange(len(case), device=grid.device).repeat_interleave(number)
+        rank = torch.arange(len(cell), device=grid.device) - (number.cumsum(0) - number)[cell]
+        parts.append(offsets[first[case][cell] + rank].add_(cell_key[cell, None]))
+    keys, faces = torch.unique(torch.cat(parts), return_inverse=True)
+    keys, faces = _close_at_sides(keys, faces, grid)
+    vertices = _vertices(keys, grid, sampler)
 
-    kind, node, owner = keys % 4, keys // 4, keys // (4 * side**3)
-    start = torch.stack([node // side**2 % side, node // side % side, node % side], dim=-1)
-    along = torch.cat([axes, torch.zeros_like(axes[:1])])[kind]
-    first, second = grid.values_at(owner, start).double(), grid.values_at(owner, start + along).double()
-    fraction = torch.where(kind < 3, first / torch.where(kind < 3, first - second, 1.0), 0.0)
-    fraction = fraction.clamp(_NODE_CLEARANCE, 1 - _NODE_CLEARANCE)
-    vertices = sampler.coordinates(start + along * fraction[:, None])
-
-    a, b, c = faces.unbind(-1)
-    faces = faces[(a != b) & (b != c) & (c != a)]
-    boundaries = torch.searchsorted(owner, torch.arange(grid.batch + 1, device=grid.device))
+    owner = keys // (4 * side**3)
+    boundaries = torch.searchsorted(owner, torch.arange(grid.batch + 1, device=grid.device)).tolist()
     face_owner = owner[faces[:, 0]]
-    has_empty = grid.has_empty()
+    has_empty = grid.has_empty().tolist()
     surfaces = []
-    for index, (start, end) in enumerate(zip(boundaries[:-1].tolist(), boundaries[1:].tolist())):
+    for index, (start, end) in enumerate(itertools.pairwise(boundaries)):
         if start == end or not has_empty[index]:
             state = "empty" if start == end else "solid"
             message = f"Field {index} is {state} throughout at this level and resolution: its mesh is empty."
@@ -254,6 +247,39 @@ def _march(grid: SparseGrid, sampler: _Sampler) -> list[tuple[np.ndarray, np.nda
         else:
             surfaces.append((vertices[start:end].cpu().numpy(), (faces[face_owner == index] - start).cpu().numpy()))
     return surfaces
+
+
+def _close_at_sides(keys: torch.Tensor, faces: torch.Tensor, grid: SparseGrid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Moves vertices on edges that leave the box to the box's side: onto the edge's node in the box, kind 3.
+
+    All such edges of a node share one vertex then, and triangles that this collapses are dropped.
+    """
+    node, kind, side = keys // 4, keys % 4, grid.resolution + 2
+    step = torch.tensor([side**2, side, 1], device=keys.device)[kind]
+    along = node // step % side
+    leaves = torch.zeros_like(kind, dtype=torch.bool)
+    for stride in (side**2, side, 1):
+        position = node // stride % side
+        leaves |= (position == 0) | (position > grid.resolution) | ((step == stride) & (position == grid.resolution))
+    if not leaves.any():
+        return keys, faces
+    closed = (node + torch.where(along == 0, step, 0)) * 4 + 3
+    keys, merged = torch.unique(torch.where(leaves, closed, keys), return_inverse=True)
+    faces = merged[faces]
+    a, b, c = faces.unbind(-1)
+    return keys, faces[(a != b) & (b != c) & (c != a)]
+
+
+def _vertices(keys: torch.Tensor, grid: SparseGrid, sampler: _Sampler) -> torch.Tensor:
+    """Where the field is at the level, `(vertices, 3)`, by linear interpolation along the edges in `keys`."""
+    node, kind, side = keys // 4, keys % 4, grid.resolution + 2
+    owner = node // side**3
+    start = torch.stack([node // side**2 % side, node // side % side, node % side], dim=-1)
+    along = torch.eye(4, 3, dtype=torch.long, device=keys.device)[kind]  # none for kind 3, a node
+    first, second = grid.values_at(owner, start).double(), grid.values_at(owner, start + along).double()
+    fraction = first / torch.where(kind < 3, first - second, 1.0)
+    fraction = fraction.clamp(_NODE_CLEARANCE, 1 - _NODE_CLEARANCE)
+    return sampler.coordinates(start + along * fraction[:, None])
 
 
 def _filled_normals(vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray) -> np.ndarray:
