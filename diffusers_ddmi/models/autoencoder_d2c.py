@@ -86,6 +86,8 @@ class AutoencoderD2C(ModelMixin, AutoencoderMixin, ConfigMixin):
         readout_config: further arguments of the modality's read-out: [`StyledReadout`], [`ResidualReadout`] or
             [`RadianceReadout`]; `conditioning` among them.
         min_scale: the smallest scale input that the read-out has been trained with; finer images are read out at it.
+        native_scale: the scale input at the native resolution. It differs from 1 only in converted weights whose
+            `sample_size` is not 256, the resolution to which the official model relates every scale.
         scaling_factor: the latents' inverse standard deviation; a diffusion model sees
             `(latents - shift_factor) * scaling_factor`.
         shift_factor: the latents' mean.
@@ -127,6 +129,7 @@ class AutoencoderD2C(ModelMixin, AutoencoderMixin, ConfigMixin):
         encoder_config: dict[str, Any] | None = None,
         readout_config: dict[str, Any] | None = None,
         min_scale: float = 0.5,
+        native_scale: float = 1.0,
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
     ):

@@ -115,7 +115,7 @@ class DDMIImagePipeline(DDMIPipeline):
         """Reads a field as images `(batch, height, width, 3)`, in the form that `output_type` names."""
         config = self.vae.config
         values = render_pixels(
-            field,
+            lambda coords, scale: field(coords, scale=scale * config.native_scale),
             height,
             width,
             config.sample_size,
