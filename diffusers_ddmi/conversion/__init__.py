@@ -1,0 +1,21 @@
+# Copyright 2026 The diffusers_ddmi Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Official DDMI checkpoints to diffusers folders: `python -m diffusers_ddmi.conversion`, or `convert`."""
+
+from diffusers_ddmi.conversion.convert import ConversionReport, convert
+from diffusers_ddmi.conversion.mapper import ConversionError
+from diffusers_ddmi.conversion.official_config import read_official_config
+
+
+__all__ = ["ConversionError", "ConversionReport", "convert", "read_official_config"]
