@@ -28,8 +28,8 @@ from .outputs import (
     DDMIShapePipelineOutput,
     DDMIVideoPipelineOutput,
 )
-from .pipelines import DDMIImagePipeline, DDMIPipeline
-from .registration import ConfigMixin, ModelMixin, SchedulerMixin  # diffusers looks base classes up here
+from .pipelines import DDMIImagePipeline, DDMINeRFPipeline, DDMIPipeline, DDMIShapePipeline, DDMIVideoPipeline
+from .registration import ConfigMixin, ModelMixin, SchedulerMixin  # noqa: F401 (diffusers looks base classes up here)
 
 
 __version__ = "0.1.0"
@@ -42,9 +42,12 @@ __all__ = [
     "D2COutput",
     "DDMIImagePipeline",
     "DDMIImagePipelineOutput",
+    "DDMINeRFPipeline",
     "DDMINeRFPipelineOutput",
     "DDMIPipeline",
+    "DDMIShapePipeline",
     "DDMIShapePipelineOutput",
+    "DDMIVideoPipeline",
     "DDMIVideoPipelineOutput",
     "MixedUNet2DModel",
     "NeuralField",
@@ -53,5 +56,15 @@ __all__ = [
 ]
 
 registration.register(
-    [AutoencoderD2C, BasisFieldDecoder, MixedUNet2DModel, PlanesUNet2DModel, DDMIPipeline, DDMIImagePipeline]
+    [
+        AutoencoderD2C,
+        BasisFieldDecoder,
+        MixedUNet2DModel,
+        PlanesUNet2DModel,
+        DDMIPipeline,
+        DDMIImagePipeline,
+        DDMIShapePipeline,
+        DDMIVideoPipeline,
+        DDMINeRFPipeline,
+    ]
 )

@@ -13,6 +13,9 @@
 # limitations under the License.
 from .base import DDMIPipeline
 from .image import DDMIImagePipeline
+from .nerf import DDMINeRFPipeline
+from .shape import DDMIShapePipeline
+from .video import DDMIVideoPipeline
 
 
-__all__ = ["DDMIImagePipeline", "DDMIPipeline"]
+__all__ = ["DDMIImagePipeline", "DDMINeRFPipeline", "DDMIPipeline", "DDMIShapePipeline", "DDMIVideoPipeline"]

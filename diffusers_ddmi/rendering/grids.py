@@ -101,8 +101,10 @@ def _average(values: torch.Tensor, pool: Sequence[int]) -> torch.Tensor:
     return values
 
 
-def check_region(region: Sequence[float] | None, bounds: tuple[float, float], axes: str = "xy") -> tuple[float, ...]:
-    """`region` as `(x0, y0, x1, y1)`, the whole domain by default.
+def check_region(
+    region: Sequence[float] | None, bounds: tuple[float, float], axes: str = "xy", name: str = "region"
+) -> tuple[float, ...]:
+    """`region` as `(x0, y0, x1, y1)` for the axes x and y, the whole domain by default; `name` is for messages.
 
     Raises:
         ValueError: it does not have two corners, is empty, or reaches outside `bounds`.

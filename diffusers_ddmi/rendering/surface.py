@@ -93,16 +93,10 @@ def extract_meshes(
     """
     batch_size = getattr(field, "batch_size", 1) if batch_size is None else batch_size
     box = _checked_bounds(getattr(field, "bounds", (-0.5, 0.5)) if bounds is None else bounds)
-    for name, value, low, high in (
-        ("resolution", resolution, 2, MAX_RESOLUTION),
-        ("coarse_resolution", coarse_resolution, 1, MAX_RESOLUTION),
-        ("batch_size", batch_size, 1, math.inf),
-        ("chunk_size", chunk_size, 1, math.inf),
-    ):
-        _check_integer(name, value, low, high)
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"`level` is an occupancy probability strictly between 0 and 1, got {level}.")
-    _check_simplify(simplify)
+    check_extraction(resolution, level, simplify)
+    _check_integer("coarse_resolution", coarse_resolution, 1, MAX_RESOLUTION)
+    _check_integer("batch_size", batch_size, 1, math.inf)
+    _check_integer("chunk_size", chunk_size, 1, math.inf)
 
     device = torch.device(getattr(field, "device", "cpu") if device is None else device)
     sampler = _Sampler(field, batch_size, resolution, box, math.log(level / (1.0 - level)), chunk_size, device)
@@ -305,7 +299,11 @@ def _simplified(vertices: np.ndarray, faces: np.ndarray, simplify: float | int) 
     return np.asarray(vertices, dtype=np.float64), np.asarray(faces, dtype=np.int64)
 
 
-def _check_simplify(simplify: float | int | None) -> None:
+def check_extraction(resolution: int, level: float, simplify: float | int | None = None) -> None:
+    """Raises for options that [`extract_meshes`] cannot work with, so that callers can check them before long work."""
+    _check_integer("resolution", resolution, 2, MAX_RESOLUTION)
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"`level` is an occupancy probability strictly between 0 and 1, got {level}.")
     if simplify is None:
         return
     whole = isinstance(simplify, numbers.Integral) and not isinstance(simplify, bool)
