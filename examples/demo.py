@@ -1,0 +1,155 @@
+# Copyright 2026 The diffusers_ddmi Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The whole of DDMI on data that needs no download: handwritten digits, and furniture from text.
+
+    python examples/demo.py --output_dir outputs/demo
+
+trains both stages for each with the training scripts, loads the results with `DiffusionPipeline.from_pretrained`, and
+writes pictures and meshes. Run again, it goes on where it was stopped, and skips what is done.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+from PIL import Image
+
+import diffusers_ddmi  # noqa: F401 (makes the pipelines loadable)
+from diffusers_ddmi.rendering.grids import render_pixels
+from diffusers_ddmi.rendering.raster import contact_sheet, render_mesh, save_gif, save_image, turntable
+from diffusers_ddmi.rendering.surface import save_mesh
+
+
+HERE = Path(__file__).resolve().parent
+TRAINING = HERE.parent / "training"
+
+PROMPTS = (
+    "a round table with four legs",
+    "a square table with four legs",
+    "a round table with three legs",
+    "a chair with a back and no arms",
+    "a chair with a back and arms",
+    "a stool with four legs",
+    "a shelf with three shelves",
+    "a bed",
+    "a lamp",
+)
+
+
+def launch(script: str, *flags: str) -> None:
+    """Runs a training script under accelerate, resuming a run that was interrupted."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(TRAINING / script), *flags]
+    subprocess.run([*command, "--resume_from_checkpoint", "latest"], check=True)
+
+
+def train(name: str, modality: str, folder: Path, stage_1: list[str], stage_2: list[str], data: list[str]) -> Path:
+    """Both stages, unless they are done; returns the pipeline's folder."""
+    vae, pipeline = folder / f"{name}-vae", folder / f"ddmi-{name}"
+    shared = ["--preset", str(HERE / "presets" / name), *data, "--checkpointing_steps", "200"]
+    if not (vae / "config.json").exists():
+        launch("train_d2c_vae.py", "--modality", modality, "--output_dir", str(vae), *shared, *stage_1)
+    if not (pipeline / "model_index.json").exists():
+        launch("train_ldm.py", "--pretrained_vae", str(vae), "--output_dir", str(pipeline), *shared, *stage_2)
+    return pipeline
+
+
+def digits(folder: Path) -> None:
+    """Images of any size: real handwritten digits, 8×8 scans that scikit-learn carries."""
+    pipeline = train(
+        "digits",
+        "image",
+        folder,
+        "--max_train_steps 400 --train_batch_size 32 --learning_rate 2e-3 --lr_scheduler cosine --lr_warmup_steps 20 "
+        "--kl_weight 0.01 --kl_anneal_steps 200 --validation_steps 200".split(),
+        "--max_train_steps 1500 --train_batch_size 64 --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 50 "
+        "--cache_latents --validation_steps 1500".split(),
+        "--dataset_name digits --resolution 16 --validation_split 0.05".split(),
+    )
+    pipe = DiffusionPipeline.from_pretrained(pipeline)
+    cells, captions = [], []
+    for scheduler, steps in ((DDPMScheduler, 250), (DDIMScheduler, 50), (DPMSolverMultistepScheduler, 20)):
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+        field = pipe(
+            batch_size=10,
+            num_inference_steps=steps,
+            generator=torch.Generator().manual_seed(0),
+            output_type="field",
+        ).images
+        cells += as_cells(read(field, 128))
+        captions += [f"{scheduler.__name__.removesuffix('Scheduler')}, {steps} steps"] + [""] * 9
+    for size in (8, 32, 128, 512):  # the last scheduler's latents, read at four sizes
+        images = read(field, size)
+        cells += as_cells(images)
+        captions += [f"{size} px"] + [""] * 9
+    save_image(contact_sheet(cells, columns=10, captions=captions), folder / "digits.png")
+    save_image(images[0], folder / "digit-512.png")
+
+
+def read(field, size: int) -> list[np.ndarray]:
+    """A batch of image fields as uint8 pictures `(size, size, 3)`."""
+    values = render_pixels(field, size, size, native_size=16, min_scale=0.5)
+    return list(((values + 1) * 127.5).round().clamp(0, 255).byte().numpy())
+
+
+def as_cells(images: list[np.ndarray], size: int = 128) -> list[Image.Image]:
+    """Pictures shown at one size, their pixels visible."""
+    resample = Image.Resampling.NEAREST if len(images[0]) < size else Image.Resampling.BOX
+    return [Image.fromarray(image).resize((size, size), resample) for image in images]
+
+
+def furniture(folder: Path) -> None:
+    """Shapes from text: procedural furniture, with a text encoder of its own, trained along."""
+    pipeline = train(
+        "furniture",
+        "shape",
+        folder,
+        "--max_train_steps 500 --train_batch_size 16 --num_queries 1024 --num_points 1024 --learning_rate 2e-3 "
+        "--lr_scheduler cosine --lr_warmup_steps 20 --kl_weight 0.001 --kl_anneal_steps 200 --validation_steps 250".split(),
+        "--max_train_steps 1200 --train_batch_size 32 --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 50 "
+        "--cache_latents --train_text_encoder --validation_steps 1200".split(),
+        "--dataset_name procedural".split(),
+    )
+    pipe = DiffusionPipeline.from_pretrained(pipeline)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    meshes = pipe(
+        list(PROMPTS), num_inference_steps=25, resolution=96, generator=torch.Generator().manual_seed(0)
+    ).meshes
+    for prompt, mesh in zip(PROMPTS, meshes):
+        if len(mesh.faces):
+            save_mesh(mesh, folder / "meshes" / f"{prompt.replace(' ', '-')}.glb")
+    views = [render_mesh(mesh, size=320) for mesh in meshes]
+    save_image(contact_sheet(views, columns=3, captions=PROMPTS), folder / "furniture.png")
+    save_gif(turntable(meshes[0], num_views=24, size=320), folder / "turntable.gif")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
+    parser.add_argument("--parts", nargs="+", choices=["digits", "furniture"], default=["digits", "furniture"])
+    args = parser.parse_args()
+    for name in args.parts:
+        start = time.perf_counter()
+        {"digits": digits, "furniture": furniture}[name](args.output_dir)
+        print(f"{name}: {(time.perf_counter() - start) / 60:.1f} minutes")
+    print(f"Open {args.output_dir}: digits.png, furniture.png, turntable.gif and meshes/*.glb")
+
+
+if __name__ == "__main__":
+    main()
