@@ -140,7 +140,8 @@ def importance_sample(
     Divides each ray anew, into intervals that are short where a first pass found the ray's colour.
 
     The interval edges are quantiles of the first pass's weights, found by inverting their piecewise linear distribution
-    (NeRF section 5.2); as they still span the whole ray, the new samples can be composited without the old ones.
+    (NeRF section 5.2) after the weights were widened to neighbouring intervals as in mip-NeRF. As the edges still span the
+    whole ray, the new samples are composited without the old ones.
 
     Args:
         origins, directions: `(..., 3)`, the rays of the first pass.
@@ -155,12 +156,18 @@ def importance_sample(
         raise ValueError(f"`num_samples` must be at least 2, got {num_samples}.")
     if not 0 < uniform_part <= 1:
         raise ValueError(f"`uniform_part` must lie in (0, 1], got {uniform_part}.")
-    edges, lengths = samples.edges.detach(), samples.deltas.detach()
+    weights = weights.detach()
+    edges = samples.edges.detach().expand(*weights.shape[:-1], -1)
+    lengths = edges.diff(dim=-1)
     if (lengths >= _INFINITE).any():
         raise ValueError("Importance sampling divides finite intervals; sample with `last_interval_infinite=False`.")
     tiny = torch.finfo(edges.dtype).tiny
     uniform = lengths / lengths.sum(-1, keepdim=True).clamp(min=tiny)
-    found = weights.detach() / weights.detach().sum(-1, keepdim=True).clamp(min=tiny)
+    # A surface may lie in the interval before the first whose sample saw it.
+    padded = F.pad(weights, (1, 1))
+    weights = torch.maximum(padded[..., :-1], padded[..., 1:])
+    weights = 0.5 * (weights[..., :-1] + weights[..., 1:])
+    found = weights / weights.sum(-1, keepdim=True).clamp(min=tiny)
     found = torch.where(found.sum(-1, keepdim=True) > 0.5, found, uniform)  # an empty ray has no weights to follow
     cumulative = (uniform_part * uniform + (1 - uniform_part) * found).cumsum(-1)
     cumulative = F.pad(cumulative / cumulative[..., -1:].clamp(min=tiny), (1, 0))
