@@ -1,0 +1,338 @@
+# Copyright 2026 The diffusers_ddmi Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Shapes: Occupancy Networks' ShapeNet, folders of meshes, procedural furniture; and their training examples.
+
+Rows have the columns
+
+    name         str
+    surface      (K, 3)   points on the surface
+    points       (M, 3)   points at which occupancy is known, in and about the cube [-0.5, 0.5]³, y up
+    occupancies  (M/8,)   one bit per point, eight to a byte, first point in the highest bit (`numpy.packbits`)
+    num_uniform  int      so many of the points, the first, are uniform in the cube; the others lie near the surface
+    caption      str, or several of them; only where there are any
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import yaml
+
+from .furniture import load_furniture
+from .meshes import load_mesh_folder
+from .sources import CAPTION_COLUMNS, caption_of, keep_readable, split_folder
+from .sources import _open as open_named
+
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS = ("surface", "points", "occupancies")
+_ONET_SPLITS = {"train": "train.lst", "validation": "val.lst", "val": "val.lst", "test": "test.lst"}
+
+
+class ShapeExamples:
+    """Rows of shapes -> training examples.
+
+        inputs  (P, 3)  points on the surface, what the encoder gets
+        coords  (N, 3)  query positions (x, y, z) in and about [-0.5, 0.5]³
+        targets (N, 1)  occupancy there, 0 or 1
+        caption str     where the row has one; of several captions, one at random
+
+    Points are drawn without repetition (with repetition only where a row has fewer), anew for every example.
+
+    Args:
+        num_input_points: P.
+        num_queries: N; `None` gives all of the row's points in their order, as evaluation wants them.
+        point_noise: standard deviation of normal noise on `inputs`, along each axis, in lengths of the cube's side
+            (0.005 in Convolutional Occupancy Networks).
+        uniform_queries: only queries that are uniform in the cube, as the volumetric IoU wants them.
+
+    Raises:
+        ValueError: arguments outside these ranges; when called, a row without points, with values that are not finite,
+            or with fewer bits than points.
+    """
+
+    def __init__(
+        self,
+        num_input_points: int = 2048,
+        num_queries: int | None = 2048,
+        point_noise: float = 0.0,
+        uniform_queries: bool = False,
+    ):
+        if num_input_points < 1 or (num_queries is not None and num_queries < 1):
+            raise ValueError(
+                f"num_input_points and num_queries must be at least 1, got {num_input_points} and {num_queries}"
+            )
+        if not 0.0 <= point_noise < 1.0:
+            raise ValueError(f"point_noise must lie in [0, 1), got {point_noise}")
+        self.num_input_points = num_input_points
+        self.num_queries = num_queries
+        self.point_noise = point_noise
+        self.uniform_queries = uniform_queries
+
+    def __call__(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        surface = _checked_points(row, "surface")  # (K, 3)
+        points = _checked_points(row, "points")  # (M, 3)
+        bits = np.asarray(row["occupancies"], dtype=np.uint8)
+        if 8 * len(bits) < len(points):
+            raise ValueError(f"shape {row.get('name')!r} has {len(points)} points but {8 * len(bits)} occupancies")
+        available = int(row["num_uniform"]) if self.uniform_queries else len(points)
+
+        inputs = surface[_draw(len(surface), self.num_input_points, rng)]
+        if self.point_noise:
+            inputs = inputs + self.point_noise * rng.standard_normal(inputs.shape)
+        queries = np.arange(available) if self.num_queries is None else _draw(available, self.num_queries, rng)
+        targets = bits[queries // 8] >> (7 - queries % 8) & 1
+
+        example: dict[str, Any] = {
+            "inputs": torch.from_numpy(inputs.astype(np.float32)),
+            "coords": torch.from_numpy(points[queries].astype(np.float32)),
+            "targets": torch.from_numpy(targets.astype(np.float32)[:, None]),
+        }
+        if "caption" in row:
+            example["caption"] = caption_of(row, rng)
+        return example
+
+
+def _checked_points(row: Mapping[str, Any], column: str) -> np.ndarray:
+    points = np.asarray(row[column])
+    if points.ndim != 2 or points.shape[1] != 3 or not len(points):
+        raise ValueError(f"shape {row.get('name')!r}: {column!r} must be (points, 3), got {points.shape}")
+    if not np.isfinite(points).all():
+        raise ValueError(f"shape {row.get('name')!r}: {column!r} holds values that are not finite")
+    return points
+
+
+def _draw(available: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    if available < 1:
+        raise ValueError("the shape has no points of the kind that is asked for")
+    return rng.choice(available, count, replace=available < count)
+
+
+def load_shape_dataset(
+    train_data_dir: str | os.PathLike | None = None,
+    dataset_name: str | None = None,
+    split: str = "train",
+    streaming: bool = False,
+    caption_column: str | None = None,
+    strict: bool = False,
+    dataset_config_name: str | None = None,
+    cache_dir: str | None = None,
+    num_proc: int | None = None,
+    captions_file: str | os.PathLike | None = None,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Rows of shapes (columns: see the module) from a folder, a data set by name, or our generator.
+
+    Args:
+        train_data_dir: folder in Occupancy Networks' layout ([`load_onet_folder`]), or of meshes
+            ([`meshes.load_mesh_folder`], which prepares them once).
+        dataset_name: instead of a folder: "procedural" ([`furniture.load_furniture`]), a hub id, or a local path of a
+            data set that has these columns.
+        split: of either source.
+        streaming: an `IterableDataset`.
+        caption_column: name of the captions' column; found by its usual names when `None`.
+        strict: an unreadable shape raises. Otherwise it is named in a warning, skipped and counted.
+        dataset_config_name: of a data set by name.
+        cache_dir: where prepared meshes, or downloads, are kept.
+        num_proc: processes that prepare meshes; `None`: one per processor.
+        captions_file: CSV of Text2Shape for Occupancy Networks' layout; found in the folder by itself when it is there.
+
+    Raises:
+        ValueError: both or neither source, nothing readable in the folder, a data set without the columns.
+        FileNotFoundError: the source does not exist.
+    """
+    if (train_data_dir is None) == (dataset_name is None):
+        raise ValueError(
+            f"give either train_data_dir or dataset_name, got train_data_dir={train_data_dir!r} and dataset_name={dataset_name!r}"
+        )
+    if dataset_name is not None and dataset_name != "procedural":
+        arguments = {"split": split, "streaming": streaming, "config": dataset_config_name, "cache_dir": cache_dir}
+        return _load_named(dataset_name, caption_column, **arguments)
+    if dataset_name == "procedural":
+        dataset = load_furniture(split=split)
+    elif is_onet_folder(Path(train_data_dir)):
+        dataset = load_onet_folder(train_data_dir, split, captions_file, strict=strict)
+    else:
+        folder = split_folder(train_data_dir, split)
+        dataset = load_mesh_folder(folder, caption_column, strict, cache_dir=cache_dir, num_proc=num_proc)
+    return _stream_of(dataset, strict) if streaming else dataset
+
+
+def _stream_of(dataset: datasets.Dataset, strict: bool) -> datasets.IterableDataset:
+    # Not `to_iterable_dataset`, which would lose the reading of files that is set as the rows' transform.
+    sources = {"dataset": dataset, "strict": strict, "indices": list(range(len(dataset)))}
+    return datasets.IterableDataset.from_generator(_read_rows, gen_kwargs=sources)
+
+
+def _read_rows(dataset: datasets.Dataset, strict: bool, indices: list[int]) -> Iterator[dict[str, Any]]:
+    for index in indices:
+        try:
+            row = dataset[index]
+        except (ValueError, OSError) as error:
+            if strict:
+                raise
+            logger.warning("skipping %s", error)
+        else:
+            yield row
+
+
+def _load_named(
+    name: str, caption_column: str | None, **arguments: Any
+) -> datasets.Dataset | datasets.IterableDataset:
+    dataset = open_named(name, **arguments)
+    columns = dataset.column_names or list(next(iter(dataset.take(1)), {}))
+    missing = [column for column in _COLUMNS if column not in columns]
+    if missing or (caption_column or "caption") not in [*columns, "caption"]:
+        raise ValueError(
+            f"data set {name!r} has no column {', '.join(missing) or caption_column!r}; it has {', '.join(columns) or 'none'}. "
+            f"Shapes need {', '.join(_COLUMNS)}, as a prepared folder of meshes has them."
+        )
+    found = caption_column or next((column for column in CAPTION_COLUMNS if column in columns), None)
+    if found not in (None, "caption"):
+        dataset = dataset.rename_column(found, "caption")
+    return dataset.with_format("numpy")
+
+
+# --------------------------------------------------------------------------------------------- Occupancy Networks' layout
+
+
+def is_onet_folder(folder: Path) -> bool:
+    """Whether `folder` holds `<class>/<id>/points.npz` or `<id>/points.npz`."""
+    return any(next(folder.glob(pattern), None) is not None for pattern in ("*/*/points.npz", "*/points.npz"))
+
+
+def load_onet_folder(
+    folder: str | os.PathLike,
+    split: str = "train",
+    captions_file: str | os.PathLike | None = None,
+    strict: bool = False,
+) -> datasets.Dataset:
+    """Rows of the ShapeNet that Occupancy Networks preprocessed; the arrays are read from its files row by row.
+
+    The layout is `<class>/<id>/points.npz` (`points`, `occupancies`, packed to bits or not) and `pointcloud.npz`
+    (`points`), with `<class>/train.lst`, `val.lst` and `test.lst` of ids, and names of the classes in `metadata.yaml`; or
+    that of one class alone. A class without any list is all one split. All query points there are uniform (in the cube
+    [-0.55, 0.55]³).
+
+    Captions are those of Text2Shape (a CSV with columns `modelId` and `description`; all of a shape's captions are kept, as a
+    list) where there is such a file, and names of classes for shapes without; none without either.
+
+    Args:
+        split: "train", "validation" or "test".
+        captions_file: `None` takes a `captions*.csv` in `folder` if there is one.
+        strict: a shape that lacks a file raises; otherwise it is named in a warning, skipped and counted. Damage within
+            a file shows only when its row is read (`ValueError`).
+
+    Raises:
+        FileNotFoundError: no such folder, or a class has lists but none for `split`.
+        ValueError: an unknown split, no usable shape, a caption file without the columns.
+    """
+    folder = Path(folder).expanduser()
+    if split not in _ONET_SPLITS:
+        raise ValueError(f"split must be one of {', '.join(_ONET_SPLITS)}, got {split!r}")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}; expected <class>/<id>/points.npz in it")
+    single = next(folder.glob("*/points.npz"), None) is not None
+    classes = (
+        [folder] if single else sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    )
+    models = [model for path in classes for model in _models_of(path, _ONET_SPLITS[split])]
+    models = keep_readable(models, _check_files, strict, "shape")
+
+    captions = _read_text2shape(folder, captions_file)
+    names = _read_class_names(folder)
+    columns: dict[str, list] = {"name": [f"{model.parent.name}/{model.name}" for model in models]}
+    columns["folder"] = [str(model) for model in models]
+    if captions or names:
+        columns["caption"] = [captions.get(m.name) or names.get(m.parent.name, []) for m in models]
+    return datasets.Dataset.from_dict(columns).with_transform(_read_onet)
+
+
+def _models_of(folder: Path, list_name: str) -> list[Path]:
+    lists = {path.name for path in folder.glob("*.lst")}
+    if not lists:
+        return sorted(path.parent for path in folder.glob("*/points.npz"))
+    if list_name not in lists:
+        raise FileNotFoundError(f"{folder} has no {list_name}; it has {', '.join(sorted(lists))}")
+    return [folder / line.strip() for line in (folder / list_name).read_text().splitlines() if line.strip()]
+
+
+def _check_files(model: Path) -> None:
+    missing = [name for name in ("points.npz", "pointcloud.npz") if not (model / name).is_file()]
+    if missing:
+        raise ValueError(f"{model}: no {' and no '.join(missing)}")
+
+
+def _read_onet(batch: dict[str, list]) -> dict[str, list]:
+    rows: dict[str, list] = {key: list(values) for key, values in batch.items() if key != "folder"}
+    for column in (*_COLUMNS, "num_uniform"):
+        rows[column] = []
+    for folder in batch["folder"]:
+        queries = _read_arrays(Path(folder, "points.npz"), ("points", "occupancies"))
+        points, occupancies = queries["points"], queries["occupancies"]
+        if occupancies.shape == points.shape[:1]:
+            occupancies = np.packbits(occupancies > 0)
+        rows["surface"].append(_read_arrays(Path(folder, "pointcloud.npz"), ("points",))["points"])
+        rows["points"].append(points)
+        rows["occupancies"].append(occupancies)
+        rows["num_uniform"].append(len(points))
+    return rows
+
+
+def _read_arrays(file: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            missing = [name for name in names if name not in arrays]
+            if missing:
+                raise ValueError(f"no array {', '.join(missing)}; it has {', '.join(arrays)}")
+            return {name: arrays[name] for name in names}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{file}: cannot be read ({error})") from error
+
+
+def _read_text2shape(folder: Path, file: str | os.PathLike | None) -> dict[str, list[str]]:
+    file = Path(file) if file is not None else next(iter(sorted(folder.glob("captions*.csv"))), None)
+    captions: dict[str, list[str]] = defaultdict(list)
+    if file is not None:
+        with open(file, encoding="utf-8-sig", newline="") as text:
+            rows = csv.DictReader(text)
+            missing = {"modelId", "description"} - set(rows.fieldnames or ())
+            if missing:
+                raise ValueError(f"{file} has no column {', '.join(sorted(missing))}; it has {rows.fieldnames}")
+            for row in rows:
+                if row["description"]:
+                    captions[row["modelId"]].append(row["description"])
+    return captions
+
+
+def _read_class_names(folder: Path) -> dict[str, list[str]]:
+    """The first of each class's names, by the class's folder."""
+    file = folder / "metadata.yaml"
+    if not file.is_file():
+        return {}
+    entries = yaml.safe_load(file.read_text()) or {}
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise ValueError(f"{file}: expected a mapping of classes to their 'id' and 'name'")
+    return {str(key): [str(entry["name"]).split(",")[0]] for key, entry in entries.items() if entry.get("name")}
