@@ -19,6 +19,7 @@ drawn at any resolution and at any moment; this makes it a constructed truth for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,7 +108,7 @@ class ColouredShapesScene:
     wave_speeds: np.ndarray
 
     @classmethod
-    def from_seed(cls, seed: int | tuple[int, ...]) -> ColouredShapesScene:
+    def from_seed(cls, seed: int | Sequence[int]) -> ColouredShapesScene:
         """The scene of `seed`: one shape in two cases of three, otherwise two of different colours."""
         rng = np.random.default_rng(seed)
         number = 1 + int(rng.random() < 1 / 3)
@@ -168,6 +169,19 @@ class ColouredShapesScene:
         """RGB in [0, 1], float32 `(num_frames, height, width, 3)`, at the frame centres (2i + 1)/num_frames − 1."""
         times = (2 * np.arange(num_frames) + 1) / num_frames - 1
         return np.stack([self.draw(height, width, time) for time in times])
+
+
+def scene_seeds(split: str, number: int, seed: int = 0) -> list[list[int]]:
+    """Seeds of `number` scenes; scene i is the same whatever the number, and no two splits or seeds share a scene.
+
+    Raises:
+        ValueError: a split other than "train" or "test", or a number below 1.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"procedural data have splits 'train' and 'test', got {split!r}")
+    if number < 1:
+        raise ValueError(f"the number of scenes must be at least 1, got {number}")
+    return [[seed, int(split == "test"), i] for i in range(number)]
 
 
 def _article(word: str) -> str:

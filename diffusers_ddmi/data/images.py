@@ -13,8 +13,8 @@
 # limitations under the License.
 """Pictures: folders, `datasets` by name, handwritten digits and procedural scenes, and the multi-scale training examples.
 
-Rows hold the encoded file (`{"image": {"bytes": …, "path": …}, "caption": str}`, the caption only where there is one);
-decoding happens in [`ImageExamples`], so that a damaged file costs one example and never a run.
+Rows hold the encoded file, `{"image": {"bytes": …, "path": …}}`, or the `seed` of a procedural scene; "caption" is there
+only where the data have any. Decoding happens in [`ImageExamples`], so that a damaged file costs one example and never a run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from .coloured_shapes import ColouredShapesScene
+from .coloured_shapes import ColouredShapesScene, scene_seeds
 from .pictures import IMAGE_SUFFIXES, check_header, decode_picture, largest_square, resize_square
 from .sources import as_stream, caption_of, keep_readable, list_files, load_named, read_captions, split_folder
 
@@ -89,7 +89,7 @@ class ImageExamples:
         self.center_crop = center_crop
 
     def __call__(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        picture = decode_picture(row["image"])
+        picture = self._picture(row)
         if self.random_flip and rng.random() < 0.5:
             picture = ImageOps.mirror(picture)
         square = largest_square(picture.size, None if self.center_crop else rng)
@@ -115,6 +115,13 @@ class ImageExamples:
         if "caption" in row:
             example["caption"] = caption_of(row, rng)
         return example
+
+    def _picture(self, row: dict[str, Any]) -> Image.Image:
+        if row.get("seed") is None:
+            return decode_picture(row["image"])
+        side = int(self.sides.max())
+        values = ColouredShapesScene.from_seed(row["seed"]).draw(side, side)
+        return Image.fromarray(np.rint(values * 255.0).astype(np.uint8))
 
     def _window(self, picture: Image.Image, square: tuple[int, ...], side: int, corner: np.ndarray) -> np.ndarray:
         pixel = (square[2] - square[0]) / side
@@ -213,28 +220,22 @@ def load_digits(split: str = "train", size: int = 64) -> datasets.Dataset:
     return _rows(pictures, [f"a handwritten {DIGIT_WORDS[digit]}" for digit in digits])
 
 
-def load_procedural_images(
-    split: str = "train", num_images: int = 512, size: int = 128, seed: int = 0
-) -> datasets.Dataset:
-    """Coloured shapes before clouds at `size`² pixels, with captions such as "a red disc and a blue cross".
+def load_procedural_images(split: str = "train", num_images: int = 2048, seed: int = 0) -> datasets.Dataset:
+    """Rows `{"seed", "caption"}` of coloured shapes before clouds, with captions such as "a red disc and a blue cross".
+
+    [`ImageExamples`] draws them at the size that it needs, so all its scales are there at any resolution.
 
     Args:
         split: "train" or "test"; their pictures differ.
         num_images: how many; picture i is the same whatever the number.
-        size: side in pixels; the same scene at any size.
         seed: another seed gives other pictures.
 
     Raises:
-        ValueError: an unknown split, or a number or size below 1.
+        ValueError: an unknown split or a number below 1.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"the procedural pictures have splits 'train' and 'test', got {split!r}")
-    if num_images < 1 or size < 1:
-        raise ValueError(f"num_images and size must be at least 1, got {num_images} and {size}")
-    scenes = [ColouredShapesScene.from_seed((seed, int(split == "test"), i)) for i in range(num_images)]
-    return _rows(
-        [_encode_png(scene.draw(size, size)) for scene in scenes], [scene.picture_caption for scene in scenes]
-    )
+    seeds = scene_seeds(split, num_images, seed)
+    captions = [ColouredShapesScene.from_seed(item).picture_caption for item in seeds]
+    return datasets.Dataset.from_dict({"seed": seeds, "caption": captions})
 
 
 def _load_folder(folder: Path, caption_column: str | None, strict: bool) -> datasets.Dataset:

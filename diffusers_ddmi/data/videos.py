@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageSequence
 
-from .coloured_shapes import ColouredShapesScene
+from .coloured_shapes import ColouredShapesScene, scene_seeds
 from .pictures import IMAGE_SUFFIXES, check_header, decode_picture, largest_square, resize_square, to_rgb
 from .sources import as_stream, caption_of, keep_readable, list_files, load_named, read_captions, split_folder
 
@@ -279,11 +279,7 @@ def load_procedural_videos(split: str = "train", num_videos: int = 2048, seed: i
     Raises:
         ValueError: an unknown split or a number below 1.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"the procedural clips have splits 'train' and 'test', got {split!r}")
-    if num_videos < 1:
-        raise ValueError(f"num_videos must be at least 1, got {num_videos}")
-    seeds = [[seed, int(split == "test"), i] for i in range(num_videos)]
+    seeds = scene_seeds(split, num_videos, seed)
     captions = [ColouredShapesScene.from_seed(item).clip_caption for item in seeds]
     return datasets.Dataset.from_dict({"seed": seeds, "caption": captions})
 
