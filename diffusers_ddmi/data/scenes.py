@@ -36,8 +36,7 @@ import torch
 from ..rendering.cameras import Cameras, focal_from_fov
 from .procedural_scenes import ProceduralScene, random_cameras
 from .scene_files import POINT_CLOUD_NAMES, SceneFile, check_points, decode_pictures, open_scene
-from .sources import _open as open_named
-from .sources import caption_of, keep_readable, list_files, read_captions, split_folder
+from .sources import as_stream, caption_of, keep_readable, list_files, open_named, read_captions, split_folder
 
 
 logger = logging.getLogger(__name__)
@@ -229,13 +228,13 @@ def load_scene_dataset(
         )
     if train_data_dir is not None:
         dataset = _load_folder(Path(train_data_dir), split, caption_column, strict, fov_y, near, far, longest_side)
-        return dataset.to_iterable_dataset() if streaming else dataset
+        return as_stream(dataset) if streaming else dataset
     given = {"fov_y": fov_y, "near": near, "far": far, "longest_side": longest_side}
     if any(value is not None for value in given.values()):
         raise ValueError(f"{', '.join(given)} describe a folder; data set {dataset_name!r} holds its own")
     if dataset_name == "procedural":
         dataset = load_procedural_scenes(split)
-        return dataset.to_iterable_dataset() if streaming else dataset
+        return as_stream(dataset) if streaming else dataset
     return _load_named(dataset_name, caption_column, split, streaming, dataset_config_name, cache_dir)
 
 

@@ -85,7 +85,7 @@ def load_named(
         FileNotFoundError: no such data set, here or (where it can be reached) on the hub.
         ValueError: no such split or column.
     """
-    dataset = _open(name, **arguments)
+    dataset = open_named(name, **arguments)
     features = dataset.features
     if features is None:
         # Streams of some formats know their columns only from their first row.
@@ -110,9 +110,15 @@ def load_named(
     return dataset
 
 
-def _open(
+def open_named(
     name: str, split: str, streaming: bool = False, config: str | None = None, cache_dir: str | None = None
 ) -> datasets.Dataset | datasets.IterableDataset:
+    """One split of a data set by hub id or path, all columns as they are.
+
+    Raises:
+        FileNotFoundError: no such data set, here or (where it can be reached) on the hub.
+        ValueError: no such split.
+    """
     folder = Path(name).expanduser()
     saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
     try:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_ddmi.data.procedural_scenes import SCENE_KINDS, ProceduralScene, radiance_field
+from diffusers_ddmi.data.procedural_scenes import ProceduralScene, radiance_field
 from diffusers_ddmi.rendering.cameras import Cameras
 from diffusers_ddmi.rendering.rays import clip_to_bounds, composite, importance_sample, sample_along_rays
 from diffusers_ddmi.rendering.volume import (
@@ -210,7 +210,7 @@ def test_gradients_are_those_of_the_closed_form_with_skipping_too():
     assert density.grad.item() == pytest.approx(0.5 * math.exp(-2.0 * 0.5), rel=0.02)
 
 
-@pytest.mark.parametrize("kind", SCENE_KINDS)
+@pytest.mark.parametrize("kind", ["chair", "shelf", "car"])
 def test_skipping_changes_nothing_that_can_be_seen_and_saves_evaluations(kind):
     field = radiance_field([ProceduralScene.build(kind, np.random.default_rng(3))])
     evaluations = []
@@ -219,18 +219,18 @@ def test_skipping_changes_nothing_that_can_be_seen_and_saves_evaluations(kind):
         evaluations.append(points.shape[-2])
         return field(points, directions)
 
-    cameras = Cameras.orbit(4, radius=2.0, height=48, width=48, near=1.2, far=2.8)
+    cameras = Cameras.orbit(4, radius=2.0, height=40, width=40, near=1.2, far=2.8)
     dense = render_views(counted, cameras)
     num_dense = sum(evaluations)
-    assert num_dense == 4 * 48 * 48 * 256
-    grid = OccupancyGrid.from_field(field, resolution=48)
+    assert num_dense == 4 * 40 * 40 * 256
+    grid = OccupancyGrid.from_field(field, resolution=40)
     evaluations.clear()
     sparse = render_views(counted, cameras, grid=grid)
     assert (dense.colors - 1).abs().max() > 0.3  # there is something to be seen
     assert (dense.colors - sparse.colors).abs().max() < 1 / 255
     assert (dense.opacity - sparse.opacity).abs().max() < 1 / 255
     assert (dense.depth - sparse.depth).abs().max() < 0.01
-    assert 10 * (sum(evaluations) + 49**3) < num_dense
+    assert 10 * (sum(evaluations) + 41**3) < num_dense
 
 
 def test_thin_haze_is_either_rendered_or_below_the_tolerance(cameras):
