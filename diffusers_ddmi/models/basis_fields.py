@@ -119,11 +119,12 @@ class BasisFields:
         rows = torch.stack(rows, dim=2)  # (B, N, P, 4)
         weights = torch.stack(weights, dim=2).to(table.dtype).expand(rows.shape)
         # A bag of rows with weights is the interpolation; summing planes only makes the bag larger.
-        bag = 4 if self.reduction == "concat" else 4 * len(self.planes)
+        bags = len(self.planes) if self.reduction == "concat" else 1  # of each point
+        shape = (self.batch_size * unit.shape[1] * bags, 4 * len(self.planes) // bags)
         embeddings = nn.functional.embedding_bag(
-            rows.reshape(-1, bag), table, per_sample_weights=weights.reshape(-1, bag), mode="sum"
+            rows.reshape(shape), table, per_sample_weights=weights.reshape(shape), mode="sum"
         )
-        return embeddings.view(self.batch_size, unit.shape[1], -1)
+        return embeddings.view(self.batch_size, unit.shape[1], bags * table.shape[1])
 
     def _neighbours(self, unit: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Indices of the two cells around each position and the weight of the second, `(batch or 1, points)`."""

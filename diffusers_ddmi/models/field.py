@@ -162,9 +162,10 @@ class NeuralField:
         return self.readout(embeddings, coords, shared, directions)
 
     def _check(self, name: str, points: torch.Tensor, channels: int) -> torch.Tensor:
-        """`points` as `(batch or 1, points, channels)` on the field's device."""
+        """`points` as `(batch or 1, points, channels)` on the field's device, in float32 at least."""
         if not isinstance(points, torch.Tensor) or not points.is_floating_point():
-            raise TypeError(f"`{name}` must be a floating-point torch.Tensor, got {type(points).__name__}.")
+            kind = points.dtype if isinstance(points, torch.Tensor) else type(points).__name__
+            raise TypeError(f"`{name}` must be a floating-point torch.Tensor, got {kind}.")
         if points.ndim not in (2, 3) or points.shape[-1] != channels:
             raise ValueError(
                 f"`{name}` must be (points, {channels}) or (batch, points, {channels}), got {tuple(points.shape)}."
@@ -173,15 +174,16 @@ class NeuralField:
             points = points[None]
         if points.shape[0] not in (1, self.batch_size):
             raise ValueError(f"`{name}` is a batch of {points.shape[0]}, this field one of {self.batch_size}.")
-        return points.to(self.device)
+        return points.to(self.device, torch.promote_types(points.dtype, torch.float32))
 
     def _check_scale(self, scale: float | torch.Tensor | None) -> torch.Tensor:
         """`scale` as `(batch or 1,)`, float32, on the field's device."""
         if scale is None:
             return torch.ones(1, device=self.device)
         scale = torch.as_tensor(scale, device=self.device, dtype=torch.float32).reshape(-1)
-        if scale.shape[0] not in (1, self.batch_size) or not bool((scale > 0).all()):
+        if scale.shape[0] not in (1, self.batch_size) or not bool(((scale > 0) & scale.isfinite()).all()):
             raise ValueError(
-                f"`scale` must be a positive number, or one for each of the {self.batch_size} signals, got {scale.tolist()}."
+                f"`scale` must be a positive number, or one for each of the {self.batch_size} signals, got "
+                f"{scale.tolist()}."
             )
         return scale

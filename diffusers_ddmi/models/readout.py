@@ -241,8 +241,8 @@ class RadianceReadout(Readout):
         """
         dtype = embeddings[0].dtype
         batch_shape = embeddings[0].shape[:2]
-        position = sinusoidal_encoding(coords.float(), self.position_frequencies).to(dtype)
-        direction = sinusoidal_encoding(directions.float(), self.direction_frequencies).to(dtype)
+        position = sinusoidal_encoding(coords, self.position_frequencies).to(dtype)
+        direction = sinusoidal_encoding(directions, self.direction_frequencies).to(dtype)
         position, direction = (encoding.expand(*batch_shape, -1) for encoding in (position, direction))
         if self.trunk is not None:
             hidden = F.leaky_relu(self.trunk(embeddings, position), self.negative_slope)
@@ -478,7 +478,8 @@ class StyledReadout(Readout):
                 hidden, embedding = hidden + self.embedding_maps[index - 1](embedding), None
             layer_noise = None if noise is None else noise[3 * index : 3 * index + 3]
             hidden = block.apply(folded[index], hidden, embedding, layer_noise)
-        return _affine(folded[-1], hidden, None).reshape(*batch_shape, -1)
+        values = _affine(folded[-1], hidden, None)
+        return values.reshape(*batch_shape, values.shape[2])
 
 
 READOUTS: dict[str, type[Readout]] = {
