@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import datasets
@@ -101,7 +102,7 @@ class SignalDataset(Dataset):
         if not -length <= index < length:
             raise IndexError(f"index {index} is outside a data set of {length} rows")
         index = int(index) % length
-        for place in (*range(index, length), *range(index)):
+        for place in chain(range(index, length), range(index)):
             if self._bad[place] and not self.strict:
                 continue
             try:
