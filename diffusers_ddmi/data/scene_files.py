@@ -224,9 +224,10 @@ def _read_point_cloud(folder: Path, name: str | None) -> np.ndarray:
             return check_points(_joined(archive["points"], archive["colors"]))
     cloud = trimesh.load(file, process=False)
     visual = getattr(cloud, "visual", None)
-    if visual is None or visual.kind != "vertex":
+    colors = np.asarray(visual.vertex_colors) if visual is not None and visual.kind == "vertex" else []
+    if len(colors) == 0:
         raise ValueError(f"the points of {file.name} have no colours")
-    return check_points(_joined(cloud.vertices, np.asarray(visual.vertex_colors)))
+    return check_points(_joined(cloud.vertices, colors))
 
 
 def _joined(points: np.ndarray, colors: np.ndarray) -> np.ndarray:
@@ -271,7 +272,7 @@ def _checked_focal(focal: Any, views: int) -> np.ndarray:
         raise ValueError(f"the focal length must be positive (pixels), got {focal.min():g}")
     if focal.shape not in ((1, 2), (views, 2)):
         raise ValueError(f"{views} images but {len(focal)} focal lengths")
-    return np.broadcast_to(focal, (views, 2))
+    return np.tile(focal, (views // len(focal), 1))
 
 
 def check_points(points: Any) -> np.ndarray:

@@ -208,7 +208,7 @@ def load_scene_dataset(
         strict: an unusable scene raises. Otherwise it is named in a warning, skipped and counted.
         dataset_config_name, cache_dir: passed on to `datasets.load_dataset`.
         fov_y: vertical field of view in radians, for files that do not tell it. If it is not given it is estimated from
-            how far the objects reach in pictures on white, to about 1 %, with a warning.
+            how far the objects reach in pictures on white, to 1 or 2 %, with a warning.
         near, far: distances along the rays, in world units, between which all scenes lie. By default what holds
             the points of all scenes, seen from all cameras.
         longest_side: moves and scales every scene so that the box around its points is centred at the origin and has
