@@ -312,7 +312,7 @@ def main(args: argparse.Namespace) -> bool:
             "unet": plain_config(unet),
             "vae": plain_config(vae),
             "scheduler": dict(scheduler.config),
-            "tokenizer": derived_seed(*sorted(tokenizer.get_vocab())) if tokenizer else None,
+            "tokenizer": derived_seed(*sorted(tokenizer.get_vocab().items())) if tokenizer else None,
         },
         data=data,
         validate=lambda module, step: validate(args, accelerator, pipeline(module), step),

@@ -20,6 +20,10 @@ from diffusers.optimization import SchedulerType
 from diffusers_ddmi.modalities import MODALITIES
 
 
+# The piecewise one needs rules that no flag of diffusers' scripts gives.
+_LR_SCHEDULERS = [s.value for s in SchedulerType if s != SchedulerType.PIECEWISE_CONSTANT]
+
+
 def add_shared_arguments(parser: argparse.ArgumentParser, use_ema: bool) -> None:
     """Adds the flags of data, optimisation, checkpoints, logging and publishing; `use_ema` is that flag's default."""
     _add_data_arguments(parser.add_argument_group("data"))
@@ -69,7 +73,7 @@ def _add_optimisation_arguments(group: argparse._ArgumentGroup, use_ema: bool) -
     group.add_argument("--max_train_steps", type=int, help="Number of updates; overrides --num_train_epochs.")
     group.add_argument("--num_train_epochs", type=int, default=100)
     group.add_argument("--learning_rate", type=float, default=1e-4)
-    group.add_argument("--lr_scheduler", default="constant", choices=[s.value for s in SchedulerType])
+    group.add_argument("--lr_scheduler", default="constant", choices=_LR_SCHEDULERS)
     group.add_argument("--lr_warmup_steps", type=int, default=500)
     group.add_argument("--adam_beta1", type=float, default=0.9)
     group.add_argument("--adam_beta2", type=float, default=0.999)

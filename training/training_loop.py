@@ -239,7 +239,10 @@ class TrainingRun:
         self.module = self.players[0][0]
         optimizer = self.players[0][1]
         self.lr_scheduler = get_scheduler(
-            args.lr_scheduler, optimizer, args.lr_warmup_steps, num_training_steps=self.max_steps
+            args.lr_scheduler,
+            optimizer,
+            num_warmup_steps=args.lr_warmup_steps,
+            num_training_steps=self.max_steps,
         )
         self.state: dict[str, Stateful] = {"lr_scheduler": self.lr_scheduler, **(state or {})}
         self.ema: ExponentialMovingAverage | None = None

@@ -13,14 +13,17 @@
 # limitations under the License.
 """Text for stage 2: a pretrained CLIP text encoder, or a small one of our own with a tokenizer made from the captions."""
 
-import string
+import json
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from tokenizers import pre_tokenizers, trainers
 from torch.utils.data import Dataset, IterableDataset
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+
+START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
 def load_text_encoder(name_or_path: str) -> tuple[CLIPTokenizer, CLIPTextModel]:
@@ -33,18 +36,24 @@ def load_text_encoder(name_or_path: str) -> tuple[CLIPTokenizer, CLIPTextModel]:
 
 
 def build_tokenizer(captions: Iterable[str], max_length: int, vocabulary_size: int = 4096) -> CLIPTokenizer:
-    """CLIP's tokenizer with byte pairs that are learned from the captions.
+    """CLIP's tokenizer with byte pairs that are learned from the captions; the same captions give the same tokens.
 
     Args:
         captions: those of the training data. max_length: tokens of a prompt, start and end included.
         vocabulary_size: at most so many tokens; few captions give fewer.
     """
-    alone = " ".join(string.ascii_lowercase + string.digits)  # each of these can then end an unknown word
-    tokenizer = CLIPTokenizer().train_new_from_iterator(
-        chain(captions, [alone]), vocab_size=vocabulary_size, show_progress=False
+    backend = CLIPTokenizer().backend_tokenizer  # it splits text into words as CLIP does
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # The trainer numbers the ends of words in an order that changes from call to call, unless they are given.
+    given = [START, END, *alphabet, *(letter + WORD_END for letter in alphabet)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size, special_tokens=given, end_of_word_suffix=WORD_END, show_progress=False
     )
-    tokenizer.model_max_length = max_length
-    return tokenizer
+    backend.train_from_iterator(captions, trainer)
+    model = json.loads(backend.to_str())["model"]
+    return CLIPTokenizer(
+        vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], model_max_length=max_length
+    )
 
 
 def captions_of(dataset: Dataset) -> Iterator[str]:

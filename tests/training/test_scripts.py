@@ -1,0 +1,306 @@
+# Copyright 2026 The diffusers_ddmi Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+import json
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from running import assert_same_run, draw_pictures, run, start, start_ranks, wait_for, weights
+
+from diffusers_ddmi import AutoencoderD2C, DDMIImagePipeline
+from diffusers_ddmi.checkpointing import CheckpointError
+from diffusers_ddmi.training_utils import NonFiniteLossError
+
+
+# Ten pictures (and two held out) in batches of four: batches straddle epochs, and step 3 is in the middle of one.
+SHARED = {
+    "preset": "tiny",
+    "validation_split": 2 / 12,
+    "resolution": 16,
+    "train_batch_size": 4,
+    "checkpointing_steps": 2,
+    "validation_steps": 100,
+    "num_validation_samples": 2,
+    "learning_rate": 1e-3,
+}
+STAGE_1 = {**SHARED, "modality": "image", "random_flip": True, "spectral_weight": 0.1, "use_ema": True}
+STAGE_2 = {
+    **SHARED,
+    "train_text_encoder": True,
+    "cache_latents": True,
+    "validation_prompts": ["a red cloud"],
+    "ddpm_num_inference_steps": 2,
+    "lr_scheduler": "constant_with_warmup",
+    "lr_warmup_steps": 4,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the other processes, whose numbers are compared bit for bit
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pictures(tmp_path_factory) -> Path:
+    folder = draw_pictures(tmp_path_factory.mktemp("data") / "pictures")
+    SHARED["train_data_dir"] = STAGE_1["train_data_dir"] = STAGE_2["train_data_dir"] = folder
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("stage-1") / "vae"
+    torch.set_num_threads(1)
+    assert run("train_d2c_vae", output_dir=folder, max_train_steps=6, **STAGE_1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ldm(vae, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("stage-2") / "ddmi-test"
+    torch.set_num_threads(1)
+    assert run("train_ldm", pretrained_vae=vae, output_dir=folder, max_train_steps=6, **STAGE_2)
+    return folder
+
+
+def options_of(stage: int, vae: Path) -> tuple[str, dict]:
+    return ("train_d2c_vae", STAGE_1) if stage == 1 else ("train_ldm", {**STAGE_2, "pretrained_vae": vae})
+
+
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+class TestResults:
+    def test_stage_1_saves_an_autoencoder(self, vae):
+        model = AutoencoderD2C.from_pretrained(vae)
+        assert model.config.modality == "image"
+        log = log_of(vae)
+        assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5, 6]
+        assert all(entry["loss"] > 0 for entry in log)
+        assert "psnr" in log[-1]
+        assert (vae / "validation" / "step-000006.png").stat().st_size > 0
+
+    def test_stage_2_saves_a_pipeline(self, ldm):
+        pipe = DiffusionPipeline.from_pretrained(ldm)
+        assert type(pipe) is DDMIImagePipeline
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        images = pipe(
+            "a red cloud", num_inference_steps=2, generator=generator, height=24, width=20, output_type="pt"
+        ).images
+        assert images.shape == (1, 3, 24, 20)
+        assert images.isfinite().all() and images.std() > 0
+
+    def test_latents_are_standardised(self, vae, ldm):
+        config = AutoencoderD2C.from_pretrained(ldm / "vae").config
+        assert AutoencoderD2C.from_pretrained(vae).config.scaling_factor == 1.0
+        assert config.scaling_factor not in (0.0, 1.0) and config.shift_factor != 0.0
+
+    def test_checkpoints_total_limit(self, vae, tmp_path):
+        run("train_d2c_vae", output_dir=tmp_path, max_train_steps=5, checkpoints_total_limit=2, **STAGE_1)
+        assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+class TestExactResume:
+    def test_three_and_three_are_six(self, stage, vae, ldm, tmp_path):
+        script, options = options_of(stage, vae)
+        run(script, output_dir=tmp_path, max_train_steps=3, **options)
+        partial = weights(tmp_path)
+        # workers, and accumulation at the same number of samples a step, change nothing
+        run(script, output_dir=tmp_path, max_train_steps=6, resume_from_checkpoint="latest", **options)
+        assert any(not torch.equal(tensor, partial[name]) for name, tensor in weights(tmp_path).items())
+        assert_validation_aside(tmp_path, vae if stage == 1 else ldm)
+
+    def test_sigkill_while_training(self, stage, vae, ldm, tmp_path):
+        kill_until_done(stage, vae, ldm, tmp_path, kills=2, seed=stage)
+
+    @pytest.mark.slow
+    def test_ten_kills(self, stage, vae, ldm, tmp_path):
+        for attempt in range(5):
+            kill_until_done(stage, vae, ldm, tmp_path / str(attempt), kills=2, seed=100 * stage + attempt)
+
+
+def assert_validation_aside(folder: Path, reference: Path) -> None:
+    """Equal runs, but for the measurement that ends a run stopped at step 3."""
+    lines = [{k: v for k, v in e.items() if e["step"] != 3 or k != "psnr"} for e in log_of(folder)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert_same_run(folder, reference)
+
+
+def kill_until_done(stage: int, vae: Path, ldm: Path, folder: Path, kills: int, seed: int) -> None:
+    """Kills a run at random moments, then lets it finish."""
+    script, options = options_of(stage, vae)
+    options = {**options, "output_dir": folder / "run", "max_train_steps": 6, "resume_from_checkpoint": "latest"}
+    folder.mkdir(exist_ok=True)
+    rng = random.Random(seed)
+    for _ in range(kills):
+        process = start(script, folder / "output", **options, checkpoints_total_limit=2)
+        begun = (folder / "run" / "log.jsonl").exists
+        wait_for(lambda: begun() or not process.is_alive())  # noqa: B023  (called at once)
+        process.join(rng.uniform(0.0, 1.0))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    process = start(script, folder / "output", **options, checkpoints_total_limit=2)
+    process.join()
+    assert process.exitcode == 0, (folder / "output").read_text()
+    assert_same_run(folder / "run", vae if stage == 1 else ldm)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    ranks = start_ranks(
+        "train_d2c_vae",
+        2,
+        folder / "output",
+        output_dir=folder / "run",
+        max_train_steps=6,
+        **{**STAGE_1, "train_batch_size": 2},
+    )
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0, 0], (folder / "output.0").read_text()
+    return folder / "run"
+
+
+class TestProcesses:
+    def test_same_as_one_process_with_the_global_batch(self, vae, two_ranks):
+        assert (two_ranks / "checkpoint-6" / "random_states_1.pkl").exists()  # there really were two
+        for one, two in zip(log_of(vae), log_of(two_ranks)):
+            assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        ours, theirs = weights(two_ranks), weights(vae)
+        for name, tensor in ours.items():
+            torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=2e-3)
+
+    def test_same_as_one_process_that_accumulates(self, vae, tmp_path):
+        run(
+            "train_d2c_vae",
+            output_dir=tmp_path,
+            max_train_steps=6,
+            **{**STAGE_1, "train_batch_size": 2, "gradient_accumulation_steps": 2, "dataloader_num_workers": 1},
+        )
+        for one, two in zip(log_of(vae), log_of(tmp_path)):
+            assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+    def test_a_rank_killed_alone_ends_the_run(self, tmp_path):
+        ranks = start_ranks(
+            "train_d2c_vae",
+            2,
+            tmp_path / "output",
+            output_dir=tmp_path / "run",
+            max_train_steps=2000,
+            **{**STAGE_1, "train_batch_size": 2},
+        )
+        wait_for(lambda: (tmp_path / "run" / "checkpoint-2").exists() or not ranks[0].is_alive())
+        os.kill(ranks[1].pid, signal.SIGKILL)
+        ranks[0].join(30)
+        assert ranks[0].exitcode not in (None, 0)
+
+
+class TestLeaving:
+    def test_sigterm_saves_and_leaves(self, vae, tmp_path):
+        process = start(
+            "train_d2c_vae", tmp_path / "output", output_dir=tmp_path / "run", max_train_steps=2000, **STAGE_1
+        )
+        wait_for(lambda: (tmp_path / "run" / "checkpoint-2").exists() or not process.is_alive())
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(30)
+        assert process.exitcode == 1
+        message = (tmp_path / "output").read_text()
+        assert "--resume_from_checkpoint latest" in message
+        step = log_of(tmp_path / "run")[-1]["step"]
+        assert (tmp_path / "run" / f"checkpoint-{step}" / "manifest.json").exists()
+
+    def test_existing_run_is_not_overwritten_unasked(self, vae):
+        with pytest.raises(FileExistsError, match="--resume_from_checkpoint latest"):
+            run("train_d2c_vae", output_dir=vae, max_train_steps=6, **STAGE_1)
+
+
+class TestRefusals:
+    @pytest.fixture
+    def checkpoint(self, vae, tmp_path):
+        """What is left of a run when only its last checkpoint is."""
+        shutil.copytree(vae / "checkpoint-6", tmp_path / "checkpoint-6")
+        return tmp_path
+
+    def test_changed_data(self, checkpoint, tmp_path):
+        pictures = draw_pictures(tmp_path / "pictures")
+        os.replace(pictures / "3.png", pictures / "new.png")
+        with pytest.raises(CheckpointError, match=r"training data changed.*files/3.png is gone.*files/new.png is new"):
+            run(
+                "train_d2c_vae",
+                output_dir=checkpoint,
+                max_train_steps=7,
+                resume_from_checkpoint="latest",
+                **{**STAGE_1, "train_data_dir": pictures},
+            )
+
+    def test_changed_settings(self, checkpoint):
+        with pytest.raises(CheckpointError, match=r"--learning_rate was 0.001 and is 0.1"):
+            run(
+                "train_d2c_vae",
+                output_dir=checkpoint,
+                max_train_steps=7,
+                resume_from_checkpoint="latest",
+                **{**STAGE_1, "learning_rate": 0.1},
+            )
+
+    def test_nonfinite_loss_names_step_and_term(self, tmp_path):
+        with pytest.raises(NonFiniteLossError, match=r"Step \d+: .*loss"):
+            run("train_d2c_vae", output_dir=tmp_path, max_train_steps=4, **{**STAGE_1, "kl_weight": float("inf")})
+        assert not list(tmp_path.glob("checkpoint-*"))
+
+    def test_nonfinite_losses_are_skipped_by_flag(self, tmp_path):
+        run(
+            "train_d2c_vae",
+            output_dir=tmp_path,
+            max_train_steps=2,
+            skip_nonfinite=True,
+            **{**STAGE_1, "kl_weight": float("inf")},
+        )
+        assert [entry["loss"] for entry in log_of(tmp_path)] == [None, None]
+        assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+
+    def test_text_without_captions(self, vae, tmp_path):
+        pictures = draw_pictures(tmp_path / "pictures")
+        (pictures / "metadata.csv").unlink()
+        options = {**STAGE_2, "pretrained_vae": vae, "train_data_dir": pictures}
+        with pytest.raises(ValueError, match="captions"):
+            run("train_ldm", output_dir=tmp_path / "run", max_train_steps=1, **options)
+
+    def test_unknown_preset_lists_the_known(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="tiny"):
+            run("train_d2c_vae", output_dir=tmp_path, **{**STAGE_1, "preset": "huge"})
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"dataset_name": "procedural"}, "exactly one"),
+            ({"train_batch_size": 0}, "--train_batch_size"),
+            ({"validation_split": 1.5}, "--validation_split"),
+        ],
+    )
+    def test_flags(self, change, message, tmp_path):
+        with pytest.raises(ValueError, match=message):
+            run("train_d2c_vae", output_dir=tmp_path, **{**STAGE_1, **change})
