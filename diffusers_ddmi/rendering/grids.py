@@ -28,7 +28,7 @@ _POINTS_AT_ONCE = 2**18
 def cell_centres(count: int, low: float = -1.0, high: float = 1.0, device: torch.device | None = None) -> torch.Tensor:
     """Centres of `count` equal cells of the interval from `low` to `high`: on [-1, 1], `(2i + 1) / n - 1`.
 
-    Computed in float64 and rounded once, so that the same position has the same coordinate in every grid.
+    Computed in float64, dividing last, and then rounded: the same position has the same coordinate in every grid.
 
     Raises:
         ValueError: there is no cell, or no interval.
@@ -38,7 +38,7 @@ def cell_centres(count: int, low: float = -1.0, high: float = 1.0, device: torch
     if not low < high:
         raise ValueError(f"An interval needs low < high, got ({low}, {high}).")
     index = torch.arange(count, dtype=torch.float64, device=device)
-    return (low + (2 * index + 1) * ((high - low) / (2 * count))).float()
+    return (low + (2 * index + 1) * (high - low) / (2 * count)).float()
 
 
 def grid_coordinates(*axes: torch.Tensor) -> torch.Tensor:
@@ -113,10 +113,14 @@ def check_region(
     dimensions = len(axes)
     if region is None:
         return (low,) * dimensions + (high,) * dimensions
-    if isinstance(region, str) or len(region) != 2 * dimensions:
+    try:
+        values = tuple(float(value) for value in region)
+    except (TypeError, ValueError):
+        values = ()
+    if len(values) != 2 * dimensions:
         names = [f"{axis}{corner}" for corner in (0, 1) for axis in axes]
-        raise ValueError(f"`{name}` must be ({', '.join(names)}), got {region!r}.")
-    region = tuple(float(value) for value in region)
+        raise ValueError(f"`{name}` must be numbers ({', '.join(names)}), got {region!r}.")
+    region = values
     for axis, start, stop in zip(axes, region[:dimensions], region[dimensions:]):
         if not low <= start < stop <= high:
             raise ValueError(
