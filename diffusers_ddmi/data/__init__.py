@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -28,14 +28,16 @@ __all__ = ["SignalDataset", "SignalStream", "collate", "load_signals"]
 
 @dataclass(frozen=True)
 class _Source:
-    """One modality's loader and transform, and what they call the options of `load_signals`."""
+    """One modality's loader and transform, what they call the options of `load_signals`, and the transform's arguments
+    for evaluation (whole signals) and for latents (only the encoder's input is wanted)."""
 
     module: str
     load: str
     examples: str
     load_options: Mapping[str, str]
     example_options: Mapping[str, str]
-    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any]
+    latents: Mapping[str, Any]
 
 
 _NAMED = {name: name for name in ("caption_column", "dataset_config_name", "cache_dir")}
@@ -53,6 +55,7 @@ _SOURCES = {
             "num_queries": "num_coords",
         },
         evaluation={"scales": (1.0,), "center_crop": True, "random_flip": False, "num_coords": None},
+        latents={"scales": (1.0,), "num_coords": 1},
     ),
     "video": _Source(
         module="videos",
@@ -67,6 +70,32 @@ _SOURCES = {
             "num_queries": "num_coords",
         },
         evaluation={"random_flip": False, "num_coords": None},
+        latents={"num_coords": 1},
+    ),
+    "shape": _Source(
+        module="shapes",
+        load="load_shape_dataset",
+        examples="ShapeExamples",
+        load_options=_NAMED,
+        example_options={"num_points": "num_input_points", "num_queries": "num_queries"},
+        evaluation={"num_queries": None, "uniform_queries": True},
+        latents={"num_queries": 1},
+    ),
+    "nerf": _Source(
+        module="scenes",
+        load="load_scene_dataset",
+        examples="SceneExamples",
+        load_options=_NAMED,
+        example_options={"num_points": "num_points", "num_queries": "num_rays"},
+        evaluation={"num_rays": None},
+        latents={"num_rays": 0},
+    ),
+    "nerf": _Source(
+        module="scenes",
+        load="load_scene_dataset",
+        examples="SceneExamples",
+        load_options={**_NAMED, **{name: name for name in ("fov_y", "near", "far", "longest_side")}},
+        example_options={"num_points": "num_points", "num_queries": "num_rays"},
     ),
 }
 _OPTIONS = {"num_points"} | {
@@ -83,7 +112,7 @@ def load_signals(
     seed: int = 0,
     strict: bool = False,
     streaming: bool = False,
-    evaluation: bool = False,
+    purpose: str = "training",
     **options: Any,
 ) -> SignalDataset | SignalStream:
     """The training examples of a data set, whatever its modality; `collate` makes batches of them.
@@ -95,13 +124,15 @@ def load_signals(
         seed: of all randomness in the examples.
         strict: an unreadable item is an error; else it is named in a warning and passed over.
         streaming: read while iterating, without a length.
-        evaluation: whole signals without augmentation.
+        purpose: "training"; "evaluation", whole signals without augmentation; or "latents", where only the encoder's
+            input is wanted.
         options: resolution, center_crop, random_flip, num_queries (coordinates or rays of an example), num_frames,
-            frame_stride, num_points, image_column, caption_column, dataset_config_name, cache_dir. Those that a
-            modality has no use for are not looked at, and None stands for its default.
+            frame_stride, num_points, image_column, caption_column, dataset_config_name, cache_dir; fov_y, near, far and
+            longest_side of scenes. Those that a modality has no use for are not looked at, and None stands for its
+            default.
 
     Raises:
-        ValueError: an unknown modality, or what the modality's loader finds wrong with the data.
+        ValueError: an unknown modality or purpose, or what the modality's loader finds wrong with the data.
         TypeError: an unknown option.
     """
     if modality not in _SOURCES:
@@ -110,6 +141,13 @@ def load_signals(
     if unknown:
         raise TypeError(f"load_signals has no options {unknown}; it has {sorted(_OPTIONS)}.")
     source = _SOURCES[modality]
+    changes: dict[str, Mapping[str, Any]] = {
+        "training": {},
+        "evaluation": source.evaluation,
+        "latents": source.latents,
+    }
+    if purpose not in changes:
+        raise ValueError(f"`purpose` must be one of {', '.join(changes)}, but is {purpose!r}.")
     module = import_module(f".{source.module}", __name__)
     rows = getattr(module, source.load)(
         train_data_dir=train_data_dir,
@@ -120,9 +158,7 @@ def load_signals(
         **_renamed(options, source.load_options),
     )
     example_options = _renamed(options, source.example_options)
-    if evaluation:
-        example_options.update(source.evaluation)
-    examples = getattr(module, source.examples)(**example_options)
+    examples = getattr(module, source.examples)(**{**example_options, **changes[purpose]})
     return (SignalStream if streaming else SignalDataset)(rows, examples, seed, strict)
 
 
