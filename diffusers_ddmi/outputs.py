@@ -49,7 +49,7 @@ class D2COutput(BaseOutput):
     """
 
     sample: torch.Tensor
-    posterior: Any
+    posterior: Any = None  # accelerate rebuilds outputs from one dict, which needs defaults
 
 
 @dataclass

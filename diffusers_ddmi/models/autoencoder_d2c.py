@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from ..modalities import get_modality
@@ -32,16 +34,31 @@ from .field import NeuralField
 from .readout import READOUTS
 
 
-class LatentDistribution(DiagonalGaussianDistribution):
-    """The approximate posterior over packed latents, which may be planes on channels or a sequence of tokens."""
+@dataclass
+class LatentDistribution(BaseOutput, DiagonalGaussianDistribution):
+    """The approximate posterior over packed latents, which may be planes on channels or a sequence of tokens.
+
+    An output whose one entry is its tensor of parameters, so that everything that walks through a model's outputs
+    (accelerate's mixed precision, FSDP, `torch.export`) reaches it.
+
+    Args:
+        parameters: mean, then log-variance, on the channel axis: `(batch, 2 * channels, …)`.
+    """
+
+    parameters: torch.Tensor
+
+    def __post_init__(self):
+        super().__post_init__()
+        DiagonalGaussianDistribution.__init__(self, self.parameters)
 
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> torch.Tensor:
         """KL divergence to the standard normal, or to `other`, summed over each item: `(batch,)`, in nats."""
+        mean, logvar = self.mean.float(), self.logvar.float()  # sums overflow half precision
         if other is None:
-            terms = self.mean.square() + self.var - 1.0 - self.logvar
+            terms = mean.square() + logvar.exp() - 1.0 - logvar
         else:
-            terms = (self.mean - other.mean).square() / other.var + self.var / other.var - 1.0
-            terms = terms - self.logvar + other.logvar
+            other_mean, other_logvar = other.mean.float(), other.logvar.float()
+            terms = ((mean - other_mean).square() + logvar.exp()) / other_logvar.exp() - 1.0 - logvar + other_logvar
         return 0.5 * terms.flatten(1).sum(dim=1)
 
     def nll(self, sample: torch.Tensor, dims: tuple[int, ...] | None = None) -> torch.Tensor:
