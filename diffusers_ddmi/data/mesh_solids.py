@@ -196,15 +196,18 @@ def _oriented(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, list
         faces[torn] = consistent
         repairs.append(f"turned {turned} faces that disagreed with their neighbours")
 
-    volumes = _signed_volumes(vertices, faces, part)
-    if volumes.sum() < 0.0:
+    volumes, openness = _volumes_and_openness(vertices, faces, part)
+    # What is wide open has no inside of its own to judge it by; there the file is believed.
+    closed = openness < 0.2
+    if volumes[closed if closed.any() else ...].sum() < 0.0:
         faces, volumes = faces[:, ::-1].copy(), -volumes
         repairs.append("turned inside out")
-    inverted = [number for number in np.flatnonzero(volumes < 0.0) if not _is_cavity(vertices, faces, part, number)]
-    if inverted:
-        chosen = np.isin(part, inverted)
+    inward = np.flatnonzero(closed & (volumes < 0.0))
+    inward = [number for number in inward if not _is_cavity(vertices, faces, part, number)]
+    if inward:
+        chosen = np.isin(part, inward)
         faces[chosen] = faces[chosen][:, ::-1]
-        repairs.append(f"turned {len(inverted)} parts outwards")
+        repairs.append(f"turned {len(inward)} parts outwards")
     return np.ascontiguousarray(faces), repairs
 
 
@@ -244,13 +247,22 @@ def _conflicting(faces: np.ndarray) -> np.ndarray:
     return ((count == 2) & (balance != 0))[edge].reshape(-1, 3).any(axis=1)
 
 
-def _signed_volumes(vertices: np.ndarray, faces: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """Of each part, seen from its own centre, so that openings count as cones over their rims."""
+def _volumes_and_openness(vertices: np.ndarray, faces: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each part: its signed volume, openings counted as cones over their rims from the part's centre; and how open it
+    is, the length of its summed area vectors over its area: 0 where it is closed, 1 for a plane, 1/2 for a hemisphere."""
     triangles = vertices[faces]
     size = np.bincount(part)
-    centres = np.stack([np.bincount(part, triangles.mean(axis=1)[:, axis]) / size for axis in range(3)], axis=1)
+    centres = _sums(part, triangles.mean(axis=1)) / size[:, None]
     local = triangles - centres[part][:, None]
-    return np.bincount(part, np.einsum("fk,fk->f", local[:, 0], np.cross(local[:, 1], local[:, 2])) / 6.0)
+    volumes = np.bincount(part, np.einsum("fk,fk->f", local[:, 0], np.cross(local[:, 1], local[:, 2])) / 6.0)
+    areas = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
+    openness = np.linalg.norm(_sums(part, areas), axis=1) / np.bincount(part, np.linalg.norm(areas, axis=1))
+    return volumes, openness
+
+
+def _sums(part: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """`(parts, 3)`: the sum of each part's `(F, 3)` vectors."""
+    return np.stack([np.bincount(part, column) for column in vectors.T], axis=1)
 
 
 def _is_cavity(vertices: np.ndarray, faces: np.ndarray, part: np.ndarray, number: int) -> bool:

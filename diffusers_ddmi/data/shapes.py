@@ -41,9 +41,7 @@ import torch
 import yaml
 
 from .furniture import load_furniture
-from .meshes import load_mesh_folder
-from .sources import CAPTION_COLUMNS, caption_of, keep_readable, split_folder
-from .sources import _open as open_named
+from .sources import CAPTION_COLUMNS, caption_of, keep_readable, open_named, split_folder
 
 
 logger = logging.getLogger(__name__)
@@ -175,6 +173,8 @@ def load_shape_dataset(
     elif is_onet_folder(Path(train_data_dir)):
         dataset = load_onet_folder(train_data_dir, split, captions_file, strict=strict)
     else:
+        from .meshes import load_mesh_folder  # needs libigl, which nothing else here does
+
         folder = split_folder(train_data_dir, split)
         dataset = load_mesh_folder(folder, caption_column, strict, cache_dir=cache_dir, num_proc=num_proc)
     return _stream_of(dataset, strict) if streaming else dataset
