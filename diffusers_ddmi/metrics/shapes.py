@@ -294,6 +294,7 @@ def _as_clouds(name: str, clouds: PointClouds) -> torch.Tensor:
         raise TypeError(f"`{name}` must hold floating-point coordinates, got {clouds.dtype}.")
     if not clouds.isfinite().all():
         raise ValueError(f"`{name}` has coordinates that are not finite.")
+    clouds = clouds.detach()
     return clouds if clouds.dtype == torch.float64 else clouds.float()
 
 

@@ -228,7 +228,11 @@ class SparseGrid:
         return lattice
 
     def settle(self, stride: int) -> None:
-        """Evaluates nodes of spacing `stride` until every sign change lies between two known ones."""
+        """Evaluates nodes of spacing `stride` until every sign change lies between two known ones.
+
+        At a spacing above 1, where only signs matter, nodes halfway between two coarser ones suffice: along an axis where
+        these agree the prediction is trusted until the spacing is 1.
+        """
         pending = torch.arange(_FIRST_BRICK, self.count, device=self.device)
         while len(pending):
             needed, missing = [], []
@@ -249,20 +253,24 @@ class SparseGrid:
         own = solid[slots]
         beside_change = torch.zeros_like(own)
         missing = []
-        for step in _STEPS:
-            axis, forward = next((axis, s > 0) for axis, s in enumerate(step) if s)
-            neighbours = self._neighbours(slots, step)
-            theirs = solid.select(axis + 1, 0 if forward else -1)[neighbours]
-            mine = own.select(axis + 1, -1 if forward else 0)
-            differ = theirs != mine
-            beside_change.select(axis + 1, -1 if forward else 0).logical_or_(differ)
-            absent = (neighbours < VOID) & differ.flatten(1).any(1)
-            missing.append(self.place[slots[absent]] + torch.tensor((0, *step), device=self.device))
-            if forward and own.shape[-1] > 1:
-                size = own.shape[-1] - 1
-                differ = own.narrow(axis + 1, 0, size) != own.narrow(axis + 1, 1, size)
-                beside_change.narrow(axis + 1, 0, size).logical_or_(differ)
-                beside_change.narrow(axis + 1, 1, size).logical_or_(differ)
+        for axis in range(3):
+            changes = torch.zeros_like(own)
+            for forward in (False, True):
+                step = tuple((2 * forward - 1) * (axis == other) for other in range(3))
+                neighbours = self._neighbours(slots, step)
+                theirs = solid.select(axis + 1, 0 if forward else -1)[neighbours]
+                end = -1 if forward else 0
+                differ = own.select(axis + 1, end) != theirs
+                changes.select(axis + 1, end).logical_or_(differ)
+                absent = (neighbours < VOID) & differ.flatten(1).any(1)
+                missing.append(self.place[slots[absent]] + torch.tensor((0, *step), device=self.device))
+            size = own.shape[-1] - 1
+            differ = own.narrow(axis + 1, 0, size) != own.narrow(axis + 1, 1, size)
+            changes.narrow(axis + 1, 0, size).logical_or_(differ)
+            changes.narrow(axis + 1, 1, size).logical_or_(differ)
+            if stride > 1:
+                changes.transpose(1, axis + 1)[:, ::2] = False  # not halfway along this axis
+            beside_change |= changes
         beside_change &= ~self.known[slots, ::stride, ::stride, ::stride]
         brick, x, y, z = beside_change.nonzero().unbind(-1)
         offset = ((x * self.brick + y) * self.brick + z) * stride
