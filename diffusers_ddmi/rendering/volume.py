@@ -41,8 +41,10 @@ from .rays import (
 )
 
 
-# Transmittance that a picture may lose to skipped space, and again to rays that stop: together less than 1/255.
-_TOLERANCE = 1e-3
+# Part of a ray's light that a picture may lose in skipped space, and behind a point where the ray stops: together less
+# than 1/255.
+_LOST_IN_SPACE = 2e-3
+_LOST_BEHIND = 1e-3
 
 
 class _Options(NamedTuple):
@@ -128,7 +130,7 @@ def render_views(
     grid: OccupancyGrid | None = None,
     background: float | torch.Tensor | None = 1.0,
     bounds: Bounds | None = None,
-    stop_transmittance: float = _TOLERANCE,
+    stop_transmittance: float = _LOST_BEHIND,
     last_interval_infinite: bool = False,
     chunk_size: int = 2**18,
 ) -> RenderedViews:
@@ -221,7 +223,7 @@ class OccupancyGrid:
         Args:
             bounds: as in [`OccupancyGrid`].
             density_threshold: density, per world unit, up to which space counts as empty. By default a ray through the
-                whole box loses less than 0.001 of its light to it.
+                whole box loses less than 0.002 of its light to it.
             device: where to call the field.
             chunk_size: largest number of points per scene that the field is called with.
         """
@@ -231,7 +233,7 @@ class OccupancyGrid:
                 f"`resolution` must be positive and `dilation` not negative, got {resolution} and {dilation}."
             )
         if density_threshold is None:
-            density_threshold = _TOLERANCE / float((corners[1] - corners[0]).norm())
+            density_threshold = _LOST_IN_SPACE / float((corners[1] - corners[0]).norm())
         axes = [torch.linspace(float(low), float(high), resolution + 1, device=device) for low, high in corners.T]
         points = torch.cartesian_prod(*axes)
         directions = torch.tensor([0.0, 0.0, -1.0], device=device).expand_as(points)
