@@ -152,6 +152,8 @@ class AutoencoderD2C(ModelMixin, AutoencoderMixin, ConfigMixin):
     ):
         super().__init__()
         row = get_modality(modality)
+        if row.fixed_axes and num_frames is None:
+            raise ValueError(f"Modality {modality!r} needs `num_frames`, the frames of a clip.")
         planes = tuple(planes or row.planes)
         mixing = row.plane_mixing if plane_mixing is None else plane_mixing
         shared = {

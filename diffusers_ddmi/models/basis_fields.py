@@ -251,10 +251,19 @@ class BasisFieldDecoder(ModelMixin, ConfigMixin):
 
         Returns:
             `BasisFields` with `num_scales` scales, coarse to fine.
+
+        Raises:
+            ValueError: the latents have another shape.
         """
         config = self.config
+        planes = self.layout.unpack(latents)  # each (batch, latent_channels, h, w)
+        if planes[0].shape[1] != config.latent_channels:
+            raise ValueError(
+                f"Expected latents like (batch, {', '.join(map(str, self.layout.latent_shape(config.latent_channels)))}"
+                f"), {config.latent_channels} channels a plane, got shape {tuple(latents.shape)}."
+            )
         return BasisFields(
-            self.trunk(self.layout.unpack(latents)),
+            self.trunk(planes),
             axes=config.axes,
             planes=config.plane_coordinates or config.planes,
             extent=tuple(config.extent),

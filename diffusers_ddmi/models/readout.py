@@ -379,7 +379,7 @@ class StyledReadout(Readout):
         scale_channels: constant channels with the scale's value that join each embedding.
         noise_injection: whether styled layers have a learned weight for noise. The official model adds fresh noise
             even when sampling, so that no two readings agree; here the noise is what the caller passes, none by
-            default, and a field stays a function.
+            default, and a field stays a function. The weights are those of converted models and are not trained.
     """
 
     uses_scale = True
@@ -425,7 +425,9 @@ class StyledReadout(Readout):
             for _ in range(num_scales - 1 if conditioning == "sum" else 0)
         )
         self.out = StyledLinear(hidden_channels, out_channels, hidden_channels, demodulate=False)
-        self.noise_weights = nn.Parameter(torch.zeros(3 * len(self.blocks))) if noise_injection else None
+        self.noise_weights = None
+        if noise_injection:  # frozen: training without noise would leave them out of the graph, which DDP forbids
+            self.noise_weights = nn.Parameter(torch.zeros(3 * len(self.blocks)), requires_grad=False)
 
     def prepare(self, scale: torch.Tensor | None = None) -> list:
         """Folds the scale into the weights.
@@ -463,7 +465,12 @@ class StyledReadout(Readout):
 
         Returns:
             Values `(batch, points, out_channels)`.
+
+        Raises:
+            ValueError: noise is given to a read-out without `noise_injection`.
         """
+        if noise is not None and self.noise_weights is None:
+            raise ValueError("This read-out has no weights for `noise`; make it with `noise_injection=True`.")
         folded = self.prepare() if shared is None else shared
         batch_shape = embeddings[0].shape[:2]
         if len(folded[-1][2]) == 1:  # one style for all: the batch is only more points
