@@ -274,7 +274,7 @@ def main(args: argparse.Namespace) -> bool:
     accelerator = create_accelerator(args)
     checkpoint, progress = find_progress(accelerator, args)
     vae.to(accelerator.device)
-    dataset = load_training_data(args, modality)
+    dataset = load_training_data(args, modality, "latents")
     data = data_fingerprint(accelerator, args, dataset)
     latents = Latents(vae, args.seed)
     if args.cache_latents:

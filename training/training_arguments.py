@@ -63,6 +63,12 @@ def _add_data_arguments(group: argparse._ArgumentGroup) -> None:
         type=int,
         help="Coordinates, or rays (nerf), at which a sample is compared; default: by modality.",
     )
+    group.add_argument(
+        "--fov_y", type=float, help="Vertical field of view where files do not tell, in degrees (nerf)."
+    )
+    group.add_argument("--near", type=float, help="Distance at which scenes begin (nerf); default: measured.")
+    group.add_argument("--far", type=float, help="Distance at which scenes end (nerf); default: measured.")
+    group.add_argument("--longest_side", type=float, help="Scale scenes to this size (nerf); default: as they are.")
     group.add_argument("--dataloader_num_workers", type=int, default=0, help="Processes that read data; 0: this one.")
 
 

@@ -18,6 +18,7 @@ import hashlib
 import inspect
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,11 @@ def plain_config(model: nn.Module) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------- data
 
 
-def load_training_data(args: argparse.Namespace, modality: str) -> Dataset:
+def load_training_data(args: argparse.Namespace, modality: str, purpose: str = "training") -> Dataset:
     """The training examples that the flags describe, without those held out by --validation_split."""
-    dataset = _load(args, modality, "train", train_data_dir=args.train_data_dir, dataset_name=args.dataset_name)
+    dataset = _load(
+        args, modality, "train", purpose, train_data_dir=args.train_data_dir, dataset_name=args.dataset_name
+    )
     if isinstance(dataset, IterableDataset):
         return dataset
     count = len(dataset) - _held_out(args, len(dataset))
@@ -120,31 +123,31 @@ def load_validation_data(args: argparse.Namespace, modality: str) -> Dataset | N
     test split; None if there are none."""
     count = args.num_validation_samples
     if args.validation_data_dir:
-        dataset = _load(args, modality, "test", train_data_dir=args.validation_data_dir, evaluation=True)
+        dataset = _load(args, modality, "test", "evaluation", train_data_dir=args.validation_data_dir)
         return _Head(dataset, 0, min(count, len(dataset)))
     source = {"train_data_dir": args.train_data_dir, "dataset_name": args.dataset_name}
     if args.validation_split and not args.streaming:
-        dataset = _load(args, modality, "train", **source, evaluation=True)
+        dataset = _load(args, modality, "train", "evaluation", **source)
         first = len(dataset) - _held_out(args, len(dataset))
         return _Head(dataset, first, min(first + count, len(dataset)))
     if args.train_data_dir and not Path(args.train_data_dir, "test").is_dir():
         return None
     try:
-        dataset = _load(args, modality, "test", **source, evaluation=True)
+        dataset = _load(args, modality, "test", "evaluation", **source)
     except (ValueError, FileNotFoundError) as error:
         logger.warning("No held-out data: %s", error)
         return None
     return _Head(dataset, 0, min(count, len(dataset)))
 
 
-def _load(args: argparse.Namespace, modality: str, split: str, evaluation: bool = False, **source: Any) -> Dataset:
+def _load(args: argparse.Namespace, modality: str, split: str, purpose: str, **source: Any) -> Dataset:
     return load_signals(
         modality,
         split=split,
         seed=args.seed,
         strict=args.strict,
-        streaming=args.streaming and not evaluation,
-        evaluation=evaluation,
+        streaming=args.streaming and purpose != "evaluation",
+        purpose=purpose,
         cache_dir=args.cache_dir,
         dataset_config_name=args.dataset_config_name,
         image_column=args.image_column,
@@ -156,6 +159,10 @@ def _load(args: argparse.Namespace, modality: str, split: str, evaluation: bool 
         frame_stride=args.frame_stride,
         num_points=args.num_points,
         num_queries=args.num_queries,
+        fov_y=None if args.fov_y is None else math.radians(args.fov_y),
+        near=args.near,
+        far=args.far,
+        longest_side=args.longest_side,
         **source,
     )
 

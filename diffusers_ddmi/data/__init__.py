@@ -85,22 +85,13 @@ _SOURCES = {
         module="scenes",
         load="load_scene_dataset",
         examples="SceneExamples",
-        load_options=_NAMED,
+        load_options={**_NAMED, **{name: name for name in ("fov_y", "near", "far", "longest_side")}},
         example_options={"num_points": "num_points", "num_queries": "num_rays"},
         evaluation={"num_rays": None},
         latents={"num_rays": 0},
     ),
-    "nerf": _Source(
-        module="scenes",
-        load="load_scene_dataset",
-        examples="SceneExamples",
-        load_options={**_NAMED, **{name: name for name in ("fov_y", "near", "far", "longest_side")}},
-        example_options={"num_points": "num_points", "num_queries": "num_rays"},
-    ),
 }
-_OPTIONS = {"num_points"} | {
-    name for source in _SOURCES.values() for name in (*source.load_options, *source.example_options)
-}
+_OPTIONS = {name for source in _SOURCES.values() for name in (*source.load_options, *source.example_options)}
 
 
 def load_signals(
