@@ -438,5 +438,6 @@ def _draw_scene(seed: tuple[int, ...], num_views: int, size: int) -> Scene:
     return Scene(_draw_points(seed), cameras, images, opacity)
 
 
+@functools.lru_cache(maxsize=256)
 def _draw_points(seed: tuple[int, ...]) -> np.ndarray:
     return ProceduralScene.from_seed(seed).sample_points(4096, np.random.default_rng((*seed, 2)))
