@@ -56,7 +56,7 @@ def _chair(design: Design, draw: Callable[[float, float], float]) -> list[Part]:
 
 
 def _stool(design: Design, draw: Callable[[float, float], float]) -> list[Part]:
-    half = draw(0.19, 0.24) if design["size"] == "tall" else draw(0.31, 0.37)
+    half = draw(0.19, 0.24) if design["size"] == "tall" else draw(0.29, 0.33)
     thickness = draw(0.07, 0.10)
     seat_y = (0.9 - thickness, 0.9)
     if design["top"] == "round":
