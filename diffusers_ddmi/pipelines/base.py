@@ -50,7 +50,8 @@ _CALL_ARGS = """
             return_dict: whether to return an output object instead of a tuple.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after each step; may return
                 changed tensors.
-            callback_on_step_end_tensor_inputs: the tensors it gets, among `"latents"` and `"prompt_embeds"`.
+            callback_on_step_end_tensor_inputs: the tensors it gets, among `"latents"`, `"prompt_embeds"` and
+                `"negative_prompt_embeds"`.
 
         Raises:
             ValueError, TypeError: an argument does not fit; the message names its value and what was expected.
@@ -103,7 +104,7 @@ class DDMIPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder"]
-    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
     modality: ClassVar[str]
     output_types: ClassVar[tuple[str, ...]]
@@ -118,14 +119,16 @@ class DDMIPipeline(DiffusionPipeline):
         text_encoder: CLIPTextModel | None = None,
     ):
         super().__init__()
-        if vae is not None and vae.config.modality != self.modality:
+        if vae is not None and vae.config.get("modality") != self.modality:
             raise ValueError(
-                f"{type(self).__name__} needs a VAE of modality {self.modality!r}, got one of {vae.config.modality!r}."
+                f"{type(self).__name__} needs an AutoencoderD2C of modality {self.modality!r}, got "
+                f"{type(vae).__name__} of modality {vae.config.get('modality')!r}."
             )
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, tokenizer=tokenizer, text_encoder=text_encoder)
 
     @property
     def guidance_scale(self) -> float:
+        """The weight of guidance; a callback may change it by setting `_guidance_scale`."""
         return self._guidance_scale
 
     @property
@@ -188,10 +191,14 @@ class DDMIPipeline(DiffusionPipeline):
         device = self._execution_device
 
         # 2. Text
-        guided = self.takes_text and guidance_scale > 1 and (prompt is not None or prompt_embeds is not None)
-        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
-            prompt, batch_size, device, guided, negative_prompt, prompt_embeds, negative_prompt_embeds
-        )
+        if self.takes_text:
+            guided = guidance_scale > 1 and (prompt is not None or prompt_embeds is not None)
+            if prompt is None and prompt_embeds is None:
+                prompt = [""]  # as in training with prompt dropout
+            repeats = batch_size // len(prompt if prompt_embeds is None else prompt_embeds)
+            prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+                prompt, device, repeats, guided, negative_prompt, prompt_embeds, negative_prompt_embeds
+            )
 
         # 3. Timesteps and initial noise
         self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -206,23 +213,29 @@ class DDMIPipeline(DiffusionPipeline):
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
+                guided = self.guidance_scale > 1 and negative_prompt_embeds is not None
                 model_input = torch.cat([latents] * 2) if guided else latents
                 model_input = self.scheduler.scale_model_input(model_input, t)
                 embeds = torch.cat([negative_prompt_embeds, prompt_embeds]) if guided else prompt_embeds
                 prediction = self.predict(model_input, t, embeds)
                 if guided:  # classifier-free guidance (paper §4.2)
                     unconditional, conditional = prediction.chunk(2)
-                    prediction = unconditional + guidance_scale * (conditional - unconditional)
+                    prediction = unconditional + self.guidance_scale * (conditional - unconditional)
                 latents = self.scheduler.step(prediction, t, latents, **step_options, return_dict=False)[0]
 
                 if callback_on_step_end is not None:
-                    available = {"latents": latents, "prompt_embeds": prompt_embeds}
+                    available = {
+                        "latents": latents,
+                        "prompt_embeds": prompt_embeds,
+                        "negative_prompt_embeds": negative_prompt_embeds,
+                    }
                     kwargs = {}
                     for name in callback_on_step_end_tensor_inputs:
                         kwargs[name] = available[name]
                     changed = callback_on_step_end(self, i, t, kwargs) or {}
                     latents = changed.pop("latents", latents)
                     prompt_embeds = changed.pop("prompt_embeds", prompt_embeds)
+                    negative_prompt_embeds = changed.pop("negative_prompt_embeds", negative_prompt_embeds)
 
                 if i == len(timesteps) - 1 or (i + 1 > warmup_steps and (i + 1) % self.scheduler.order == 0):
                     progress_bar.update()
@@ -256,40 +269,51 @@ class DDMIPipeline(DiffusionPipeline):
 
     def encode_prompt(
         self,
-        prompt: list[str] | None,
-        batch_size: int,
-        device: torch.device,
-        guided: bool,
+        prompt: str | list[str] | None,
+        device: torch.device | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
         negative_prompt: str | list[str] | None = None,
         prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Prompts, one for each sample, to the hidden states that the denoiser attends to.
+        """Prompts to the hidden states that the denoiser attends to. Needs the text encoder alone.
 
-        A model that takes text but is given none is conditioned on the empty prompt, as in training with prompt
-        dropout.
+        Args:
+            prompt: text or texts; none are needed with `prompt_embeds`.
+            device: where the results are; that of the pipeline by default.
+            num_images_per_prompt: how often each prompt is repeated.
+            do_classifier_free_guidance: whether negative ones are needed.
+            negative_prompt: text, or one for each prompt; empty by default.
+            prompt_embeds, negative_prompt_embeds: results of an earlier call, only to be repeated.
 
         Returns:
-            `prompt_embeds` and `negative_prompt_embeds`, each `(batch_size, tokens, channels)` or `None`.
+            `prompt_embeds` and `negative_prompt_embeds`, each `(prompts * num_images_per_prompt, tokens, channels)`,
+            or `None` where there is nothing to encode.
         """
-        if not self.takes_text:
-            return None, None
+        if prompt is None and prompt_embeds is None:
+            return prompt_embeds, negative_prompt_embeds
+        device = device or self._execution_device
         if prompt_embeds is None:
-            prompt_embeds = self._encode_text(prompt or [""] * batch_size, device)
-        if guided and negative_prompt_embeds is None:
-            negative = (
-                [negative_prompt or ""] * batch_size if not isinstance(negative_prompt, list) else negative_prompt
-            )
-            negative_prompt_embeds = self._encode_text(negative * (batch_size // len(negative)), device)
-        dtype = self.unet.dtype
-        embeds = []
-        for given in (prompt_embeds, negative_prompt_embeds):
-            if given is not None:
-                given = given.to(device=device, dtype=dtype).repeat_interleave(batch_size // len(given), dim=0)
-            embeds.append(given)
-        return tuple(embeds)
+            prompt_embeds = self._encode_text([prompt] if isinstance(prompt, str) else prompt, device)
+        if do_classifier_free_guidance and negative_prompt_embeds is None:
+            negative = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""]
+            negative_prompt_embeds = self._encode_text(negative, device)
+            if len(negative) == 1:
+                negative_prompt_embeds = negative_prompt_embeds.expand(len(prompt_embeds), -1, -1)
+        dtype = self.text_encoder.dtype if self.unet is None else self.unet.dtype
+        prompt_embeds = prompt_embeds.to(device, dtype).repeat_interleave(num_images_per_prompt, dim=0)
+        if negative_prompt_embeds is not None:
+            negative_prompt_embeds = negative_prompt_embeds.to(device, dtype)
+            negative_prompt_embeds = negative_prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
+        return prompt_embeds, negative_prompt_embeds
 
     def _encode_text(self, texts: list[str], device: torch.device) -> torch.Tensor:
+        if self.tokenizer is None or self.text_encoder is None:
+            raise ValueError(
+                "This pipeline has no text encoder for the negative prompt; pass `negative_prompt_embeds` beside "
+                "`prompt_embeds`, or `guidance_scale=1`."
+            )
         length = self.tokenizer.model_max_length
         tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         full = self.tokenizer(texts, padding="longest", return_tensors="pt").input_ids
@@ -333,7 +357,7 @@ class DDMIPipeline(DiffusionPipeline):
         negative_prompt_embeds,
         callback_on_step_end_tensor_inputs,
     ) -> tuple[list[str] | None, int]:
-        """Raises for what cannot work; returns one prompt a sample (or `None`) and the number of samples."""
+        """Raises for what cannot work; returns the list of prompts (or `None`) and the number of samples."""
         if output_type not in self.output_types:
             raise ValueError(f"`output_type` must be one of {', '.join(self.output_types)}, got {output_type!r}.")
         check_positive(batch_size=batch_size, num_inference_steps=num_inference_steps)
@@ -343,7 +367,9 @@ class DDMIPipeline(DiffusionPipeline):
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
             )
         self.check_scheduler()
-        prompt, batch_size = self._check_prompt(prompt, batch_size, negative_prompt, prompt_embeds)
+        prompt, batch_size = self._check_prompt(
+            prompt, batch_size, negative_prompt, prompt_embeds, negative_prompt_embeds
+        )
         both = prompt_embeds is not None and negative_prompt_embeds is not None
         if both and negative_prompt_embeds.shape != prompt_embeds.shape:
             raise ValueError(
@@ -359,9 +385,11 @@ class DDMIPipeline(DiffusionPipeline):
                 raise ValueError(f"`latents` must be initial noise of shape {expected}, got {got}.")
         return prompt, batch_size
 
-    def _check_prompt(self, prompt, batch_size, negative_prompt, prompt_embeds) -> tuple[list[str] | None, int]:
+    def _check_prompt(
+        self, prompt, batch_size, negative_prompt, prompt_embeds, negative_prompt_embeds
+    ) -> tuple[list[str] | None, int]:
         if prompt is None and prompt_embeds is None:
-            if negative_prompt is not None:
+            if negative_prompt is not None or negative_prompt_embeds is not None:
                 raise ValueError("`negative_prompt` has no effect without a `prompt`.")
             if self.takes_text and self.text_encoder is None:
                 raise ValueError(
@@ -387,10 +415,13 @@ class DDMIPipeline(DiffusionPipeline):
             if not isinstance(prompt, list) or not prompt or not all(isinstance(text, str) for text in prompt):
                 raise TypeError(f"`prompt` must be a string or a non-empty list of strings, got {prompt!r}.")
             count = len(prompt)
-            prompt = [text for text in prompt for _ in range(batch_size)]
-        if isinstance(negative_prompt, list) and (count * batch_size) % len(negative_prompt):
+        if isinstance(negative_prompt, list) and len(negative_prompt) not in (1, count):
             raise ValueError(
-                f"Got {len(negative_prompt)} negative prompts for {count * batch_size} samples; give one, or one each."
+                f"Got {len(negative_prompt)} negative prompts for {count} prompts; give one, or one for each."
+            )
+        if negative_prompt_embeds is not None and len(negative_prompt_embeds) != count:
+            raise ValueError(
+                f"Got {len(negative_prompt_embeds)} `negative_prompt_embeds` for {count} prompts; give one for each."
             )
         return prompt, count * batch_size
 
