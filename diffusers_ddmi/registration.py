@@ -20,7 +20,7 @@ the range of diffusers versions in setup.cfg is the one it was tested with.
 """
 
 import diffusers
-from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
+from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.pipelines import pipeline_loading_utils
 
 
@@ -36,7 +36,10 @@ def register(public_classes: list[type]) -> None:
         # diffusers writes the module's first part as the component's library into model_index.json; a full module
         # path would load from disk but not from the hub.
         cls.__module__ = PACKAGE
-        if not hasattr(diffusers, cls.__name__):
-            setattr(diffusers, cls.__name__, cls)
+        # diffusers' own pipelines can be reached from `diffusers.pipelines` too, where its test tools look.
+        namespaces = (diffusers, diffusers.pipelines) if issubclass(cls, DiffusionPipeline) else (diffusers,)
+        for namespace in namespaces:
+            if not hasattr(namespace, cls.__name__):
+                setattr(namespace, cls.__name__, cls)
     loadable = pipeline_loading_utils.LOADABLE_CLASSES
     loadable.setdefault(PACKAGE, dict(loadable["diffusers"]))
