@@ -243,8 +243,9 @@ def save_checkpoint(
                 temporary.mkdir(parents=True)
         with _together(accelerator, f"write {target}"):
             accelerator.save_state(str(temporary), safe_serialization=True)
+            parts = {name: part.state_dict() for name, part in state.items()}  # by all: shards may be gathered
             if accelerator.is_main_process:
-                _write_state(temporary, {"step": step, **progress}, state)
+                _write_state(temporary, {"step": step, **progress}, parts)
         with _together(accelerator, f"publish {target}"):
             if accelerator.is_main_process:
                 _publish(temporary, target)
@@ -277,11 +278,11 @@ def read_progress(path: Path) -> dict[str, Any]:
     return json.loads((path / PROGRESS_NAME).read_text(encoding="utf-8"))
 
 
-def _write_state(folder: Path, progress: Mapping[str, Any], state: Mapping[str, Stateful]) -> None:
+def _write_state(folder: Path, progress: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> None:
     (folder / PROGRESS_NAME).write_text(json.dumps(progress, indent=1), encoding="utf-8")
     plain = {}
-    for name, part in state.items():
-        plain[name], tensors = _split_tensors(part.state_dict())
+    for name, part in parts.items():
+        plain[name], tensors = _split_tensors(part)
         if tensors:
             save_file(tensors, folder / f"{name}.safetensors")
     torch.save(plain, folder / STATE_NAME)

@@ -32,6 +32,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import Dataset, Sampler
 
 
@@ -152,6 +153,7 @@ class ExponentialMovingAverage:
     The decay follows `diffusers.training_utils.EMAModel`, argument by argument. Different from it, buffers are
     carried (copied, since averaging counters makes no sense), the state is a plain dict of tensors, and nothing draws
     from the global random generator. Half-precision weights are averaged in float32, where small updates survive.
+    Of a model that is sharded (FSDP2) each process averages its shards.
 
     Args:
         model: the model whose weights are averaged (not wrapped by DDP or the like).
@@ -219,8 +221,14 @@ class ExponentialMovingAverage:
                     value.copy_(own[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """{"optimization_step": int, "average": {name: tensor}}; the tensors are the state itself, not copies."""
-        return {"optimization_step": self.optimization_step, "average": self.average}
+        """{"optimization_step": int, "average": {name: tensor}}; the tensors are the state itself, not copies.
+
+        Shards are gathered to whole tensors on the CPU, for which all processes must call this.
+        """
+        return {
+            "optimization_step": self.optimization_step,
+            "average": {name: whole_tensor(value) for name, value in self.average.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a `state_dict`. Raises ValueError if its names or shapes are not those of this model."""
@@ -232,13 +240,21 @@ class ExponentialMovingAverage:
                 f"The saved average belongs to another model: {len(wrong)} tensors differ, e.g. {wrong[:3]}."
             )
         for name, value in self.average.items():
-            value.copy_(saved[name])
+            if isinstance(value, DTensor):
+                value.copy_(distribute_tensor(saved[name].to(value.device), value.device_mesh, value.placements))
+            else:
+                value.copy_(saved[name])
         self.optimization_step = int(state["optimization_step"])
 
 
 def _named_state(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
+
+
+def whole_tensor(value: torch.Tensor) -> torch.Tensor:
+    """A tensor as it is, or, of a sharded one, the whole on the CPU (to be called by all processes)."""
+    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
 
 
 def _averageable(value: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,8 @@ import pytest
 import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, Dataset
 
 from diffusers_ddmi.training_utils import (
@@ -190,6 +192,31 @@ class TestAverage:
         for _ in range(3):
             average.step(model)
         assert average.average["weight"].item() > 1.0
+
+    def test_shards(self, tmp_path):
+        """Of a sharded model the shards are averaged, and the whole average is saved and loaded."""
+        torch.distributed.init_process_group(
+            "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+        )
+        try:
+            whole, sharded = nn.Linear(3, 2), nn.Linear(3, 2)
+            sharded.load_state_dict(whole.state_dict())
+            fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+            ours, theirs = ExponentialMovingAverage(sharded), ExponentialMovingAverage(whole)
+            for model in (whole, sharded):
+                with torch.no_grad():
+                    model.weight += 1.0
+            for _ in range(3):
+                ours.step(sharded)
+                theirs.step(whole)
+            saved = ours.state_dict()
+            assert type(saved["average"]["weight"]) is torch.Tensor
+            assert torch.equal(saved["average"]["weight"], theirs.average["weight"])
+            fresh = ExponentialMovingAverage(sharded)
+            fresh.load_state_dict(theirs.state_dict())
+            assert torch.equal(fresh.state_dict()["average"]["weight"], theirs.average["weight"])
+        finally:
+            torch.distributed.destroy_process_group()
 
     def test_errors(self):
         with pytest.raises(ValueError, match=r"min_decay=0\.9 and decay=0\.5"):

@@ -59,6 +59,11 @@ PIPELINES = {
     "video": "DDMIVideoPipeline",
     "nerf": "DDMINeRFPipeline",
 }
+# How validation samples are shown, where the pipeline's own sizes would take long.
+PREVIEW_OPTIONS: dict[str, dict[str, int]] = {
+    "shape": {"resolution": 64},
+    "nerf": {"num_views": 4, "height": 64, "width": 64},
+}
 STATISTICS_SAMPLES = 512
 
 
@@ -343,9 +348,11 @@ def prepare_text(args: argparse.Namespace, folder: Path, dataset: Dataset) -> tu
 def validate(args: argparse.Namespace, accelerator: Accelerator, pipe: Any, step: int) -> dict[str, float]:
     """Samples with the averaged weights, from the same noise at every validation."""
     pipe.set_progress_bar_config(disable=True)
-    options: dict[str, Any] = {"batch_size": args.num_validation_samples}
+    options: dict[str, Any] = dict(PREVIEW_OPTIONS.get(pipe.modality, {}))
     if args.validation_prompts:
-        options = {"prompt": args.validation_prompts, "guidance_scale": args.guidance_scale}
+        options |= {"prompt": args.validation_prompts, "guidance_scale": args.guidance_scale}
+    else:
+        options["batch_size"] = args.num_validation_samples
     folder = Path(args.output_dir, "validation")
     save_samples(
         pipe,

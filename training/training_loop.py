@@ -15,6 +15,7 @@
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import logging
 import math
@@ -28,7 +29,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import DistributedType, ProjectConfiguration, send_to_device, set_seed
+from accelerate.utils import (
+    DistributedType,
+    ProjectConfiguration,
+    is_npu_available,
+    is_xpu_available,
+    send_to_device,
+    set_seed,
+)
 from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -54,6 +62,7 @@ from diffusers_ddmi.training_utils import (
     ResumableBatchSampler,
     derived_seed,
     nonfinite_terms,
+    whole_tensor,
 )
 
 
@@ -98,6 +107,7 @@ def create_accelerator(args: argparse.Namespace) -> Accelerator:
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file that it saves
     output_dir = Path(args.output_dir)
     accelerator = Accelerator(
+        cpu=_ranks_are_on_cpu(),
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=args.report_to,
@@ -115,6 +125,12 @@ def create_accelerator(args: argparse.Namespace) -> Accelerator:
     # Weights are initialised from the global generator, which torch's layers leave no choice about.
     set_seed(args.seed)
     return accelerator
+
+
+def _ranks_are_on_cpu() -> bool:
+    """Whether several processes were started where there is no GPU: unless told, accelerate takes each for a run alone."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and not (torch.cuda.is_available() or is_xpu_available() or is_npu_available())
 
 
 def _prepare_output_dir(output_dir: Path, args: argparse.Namespace) -> None:
@@ -233,6 +249,9 @@ class TrainingRun:
         run = run_fingerprint(args, accelerator.num_processes, dict(configs))
         self.progress = {"run": run, "data": dict(data), **(facts or {})}
 
+        self.sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        # Gets the whole weights where they are wanted: a sharded module can neither be saved nor used by one process.
+        self.whole = copy.deepcopy(module) if self.sharded else None
         self.players: list[tuple[nn.Module, torch.optim.Optimizer, Losses]] = [self._prepare(module, losses)]
         if adversary is not None:
             self.players.append(self._prepare(adversary.module, adversary.losses))
@@ -278,9 +297,16 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[nn.Module]:
-        """The trained module, with averaged weights where there are any."""
-        with self.ema.applied(self.unwrapped) if self.ema else contextlib.nullcontext():
-            yield self.unwrapped
+        """The trained module, with averaged weights where there are any. To be entered by all processes if sharded."""
+        if self.whole is not None:
+            weights = {name: whole_tensor(value) for name, value in self.unwrapped.state_dict().items()}
+            weights |= self.ema.state_dict()["average"] if self.ema else {}
+            self.whole.load_state_dict({name: weights[name] for name in self.whole.state_dict()})
+            yield self.whole.to(self.accelerator.device)
+            self.whole.to("cpu")
+        else:
+            with self.ema.applied(self.unwrapped) if self.ema else contextlib.nullcontext():
+                yield self.unwrapped
 
     def resume(self, checkpoint: Path | None, progress: Mapping[str, Any]) -> int:
         """Restores a checkpoint, if one is given, and returns its step.
@@ -415,12 +441,11 @@ class TrainingRun:
     def _validation(self, step: int) -> dict[str, float]:
         if self.validate is None or (step % self.args.validation_steps and step != self.max_steps):
             return {}
-        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if not (self.accelerator.is_main_process or sharded):
+        if not (self.accelerator.is_main_process or self.sharded):
             return {}
         with self.averaged() as module, torch.no_grad():
             module.eval()
-            return self.validate(module, step)
+            return self.validate(module, step) if self.accelerator.is_main_process else {}
 
     def _report(self, log: JsonlLog | None, bar: tqdm, step: int, values: dict[str, float]) -> None:
         if log:

@@ -201,7 +201,8 @@ class TestProcesses:
             **{**STAGE_1, "train_batch_size": 2, "gradient_accumulation_steps": 2, "dataloader_num_workers": 1},
         )
         for one, two in zip(log_of(vae), log_of(tmp_path)):
-            assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+            # each batch moves the power iteration of the spectral norms on, hence the tolerance
+            assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
 
     def test_a_rank_killed_alone_ends_the_run(self, tmp_path):
         ranks = start_ranks(
