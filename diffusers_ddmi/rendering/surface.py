@@ -40,6 +40,8 @@ MAX_RESOLUTION = 1024
 MESH_SUFFIXES = (".glb", ".obj", ".ply", ".stl")
 # Vertices keep this distance (in grid cells) from grid nodes, so that no triangle collapses where a node lies on the surface.
 _NODE_CLEARANCE = 1e-3
+# Where all triangles around a vertex lie within this angle of their mean, that is its normal: the gradient would say the same.
+_FLAT_ANGLE = math.radians(2.0)
 # Values beyond are as good as infinite, and would spoil interpolation.
 _LARGEST_LOGIT = 1e6
 
@@ -77,8 +79,8 @@ def extract_meshes(
             (-0.5, 0.5). Outside of the box counts as empty, so surfaces close there.
         coarse_resolution: cells along each axis of the grid that is searched first, about: the spacing is a power of two.
         chunk_size: points, times batch, passed to the field at once. It bounds memory and does not change results.
-        normals: gives vertices normals along the field's own gradient (one differentiated evaluation per vertex); else
-            trimesh computes them from the triangles.
+        normals: gives vertices normals along the field's own gradient, by one differentiated evaluation for each vertex
+            whose triangles differ by more than 2 degrees from their mean; else trimesh computes them from the triangles.
         simplify: reduces each mesh to this number of faces, or to this part of them if it is a float in (0, 1), by edge
             collapses guided by quadric error. Needs the package `fast-simplification`.
         device: where to evaluate; `field.device` where it has that attribute, else the CPU.
@@ -107,7 +109,9 @@ def extract_meshes(
         surfaces = _march(grid, sampler)
     if simplify is not None:
         surfaces = [_simplified(*surface, simplify) for surface in surfaces]
-    vertex_normals = sampler.normals(surfaces) if normals else [None] * batch_size
+    # Simplification leaves large triangles, few vertices, and mean normals that say little.
+    flat_angle = _FLAT_ANGLE if simplify is None else 0.0
+    vertex_normals = sampler.normals(surfaces, flat_angle) if normals else [None] * batch_size
     return [
         trimesh.Trimesh(vertices, faces, vertex_normals=directions if len(faces) else None, process=False)
         for (vertices, faces), directions in zip(surfaces, vertex_normals)
@@ -154,19 +158,22 @@ class _Sampler:
         points = torch.stack([line[node] for line, node in zip(self.node_lines, nodes.T)], dim=-1)
         return self._evaluate(owner, points, self._call)
 
-    def normals(self, surfaces: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-        """Outward unit normals of `(vertices, faces)`: down the field's gradient, and those of the triangles where it
-        vanishes and where the box cut the surface."""
-        counts = torch.tensor([len(vertices) for vertices, _ in surfaces], device=self.device)
-        owner = torch.arange(self.batch_size, device=self.device).repeat_interleave(counts)
-        points = torch.from_numpy(np.concatenate([vertices for vertices, _ in surfaces])).to(self.device)
-        gradient = -self._evaluate(owner, points.float(), self._call_gradient).double()
-        length = gradient.norm(dim=1, keepdim=True)
-        low, high = torch.as_tensor(self.box, dtype=torch.float64, device=self.device)
-        usable = ((points > low) & (points < high)).all(1) & (length[:, 0] > 0) & length[:, 0].isfinite()
-        gradient = torch.where(usable[:, None], gradient / length, 0.0).cpu().numpy()
-        parts = zip(surfaces, np.split(gradient, counts.cumsum(0).cpu().numpy()[:-1]))
-        return [_filled_normals(*surface, directions) for surface, directions in parts]
+    def normals(self, surfaces: list[tuple[np.ndarray, np.ndarray]], flat_angle: float) -> list[np.ndarray]:
+        """Outward unit normals of `(vertices, faces)`: down the field's gradient, or those of the triangles where these
+        agree to within `flat_angle`, where the gradient vanishes and where the box cut the surface."""
+        normals, agreement = zip(*(_triangle_normals(*surface) for surface in surfaces))
+        counts = [len(vertices) for vertices, _ in surfaces]
+        normals, points = np.concatenate(normals), np.concatenate([vertices for vertices, _ in surfaces])
+        inside = ((points > self.box[0]) & (points < self.box[1])).all(axis=1)
+        asked = np.flatnonzero((np.concatenate(agreement) < math.cos(flat_angle)) & inside)
+
+        owner = torch.from_numpy(np.repeat(np.arange(self.batch_size), counts)[asked]).to(self.device)
+        where = torch.from_numpy(points[asked]).to(self.device).float()
+        gradient = self._evaluate(owner, where, self._call_gradient).double().cpu().numpy()
+        length = np.linalg.norm(gradient, axis=1)
+        usable = (length > 0) & np.isfinite(length)
+        normals[asked[usable]] = -gradient[usable] / length[usable, None]
+        return np.split(normals, np.cumsum(counts)[:-1])
 
     def _evaluate(self, owner: torch.Tensor, points: torch.Tensor, call: Field) -> torch.Tensor:
         """Packs scattered points into `(batch, points, 3)` calls, and their results back into one row per point."""
@@ -276,17 +283,17 @@ def _vertices(keys: torch.Tensor, grid: SparseGrid, sampler: _Sampler) -> torch.
     return sampler.coordinates(start + along * fraction[:, None])
 
 
-def _filled_normals(vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """Replaces zero rows of `normals` by the mean of the adjacent triangles' normals, weighted by area."""
-    absent = ~normals.any(axis=1)
-    if absent.any():
-        corners = vertices[faces]
-        areas = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        sums = [np.bincount(faces.ravel(), np.repeat(component, 3), len(vertices)) for component in areas.T]
-        mean = np.stack(sums, axis=1)[absent]
-        normals = normals.copy()
-        normals[absent] = mean / np.linalg.norm(mean, axis=1, keepdims=True).clip(1e-30)
-    return normals
+def _triangle_normals(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each vertex's mean normal of the triangles around it, weighted by area, and the smallest cosine between the two."""
+    corners = vertices[faces]
+    areas = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    sums = [np.bincount(faces.ravel(), np.repeat(component, 3), len(vertices)) for component in areas.T]
+    normals = np.stack(sums, axis=1).astype(np.float64)
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-30)
+    areas /= np.linalg.norm(areas, axis=1, keepdims=True).clip(1e-30)
+    agreement = np.ones(len(vertices))
+    np.minimum.at(agreement, faces.ravel(), np.einsum("fc,fkc->fk", areas, normals[faces]).ravel())
+    return normals, agreement
 
 
 def _simplified(vertices: np.ndarray, faces: np.ndarray, simplify: float | int) -> tuple[np.ndarray, np.ndarray]:

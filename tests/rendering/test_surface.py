@@ -25,6 +25,7 @@ import torch.nn.functional as F
 import trimesh
 from skimage.measure import marching_cubes
 
+from diffusers_ddmi.rendering import surface
 from diffusers_ddmi.rendering.marching_cubes import case_table
 from diffusers_ddmi.rendering.surface import extract_meshes, save_mesh
 
@@ -97,6 +98,10 @@ def rows(vertices):
     return vertices[np.lexsort(np.round(vertices, 7).T)]
 
 
+def radial(mesh):
+    return mesh.vertices / np.linalg.norm(mesh.vertices, axis=1, keepdims=True)
+
+
 def assert_sound(mesh):
     assert mesh.is_watertight and mesh.is_winding_consistent and mesh.volume > 0
     np.testing.assert_allclose(np.linalg.norm(mesh.vertex_normals, axis=1), 1, atol=1e-6)
@@ -111,7 +116,19 @@ def test_sphere(resolution):
     assert mesh.volume == pytest.approx(4 / 3 * math.pi * 0.4**3, rel=3 * tolerance)
     assert mesh.area == pytest.approx(4 * math.pi * 0.4**2, rel=2 * tolerance)
     np.testing.assert_allclose(np.linalg.norm(mesh.vertices, axis=1), 0.4, atol=0.4 * tolerance)
-    np.testing.assert_allclose(mesh.vertex_normals, mesh.vertices / 0.4, atol=0.01)
+    assert (mesh.vertex_normals * radial(mesh)).sum(1).min() > math.cos(math.radians(2.1))
+
+
+def test_normals_follow_the_gradient(monkeypatch):
+    field = Counted(as_field(ball))
+    extract_meshes(field, resolution=40, normals=False)
+    without, field.points = field.points, 0
+    extract_meshes(field, resolution=40)
+    assert field.points > without  # a coarse sphere is nowhere flat: the gradient was asked for
+
+    monkeypatch.setattr(surface, "_FLAT_ANGLE", 0.0)
+    (mesh,) = extract_meshes(as_field(ball), resolution=40)
+    np.testing.assert_allclose(mesh.vertex_normals, radial(mesh), atol=1e-5)
 
 
 def test_torus():
@@ -296,7 +313,7 @@ def test_gradients_are_found_where_the_caller_needs_none():
     weight = torch.nn.Parameter(torch.tensor(STEEPNESS))
     with torch.no_grad():
         (mesh,) = extract_meshes(lambda points: weight * ball(points)[..., None], resolution=32)
-    np.testing.assert_allclose(mesh.vertex_normals, mesh.vertices / 0.4, atol=0.02)
+    np.testing.assert_allclose(mesh.vertex_normals, radial(mesh), atol=0.04)
     assert weight.grad is None
 
 
@@ -349,7 +366,7 @@ def test_simplification_keeps_the_shape():
         assert 0.9 * count <= len(mesh.faces) <= count
         assert_sound(mesh)
         assert mesh.volume == pytest.approx(full.volume, rel=0.005)
-        np.testing.assert_allclose(mesh.vertex_normals, mesh.vertices / 0.4, atol=0.02)
+        np.testing.assert_allclose(mesh.vertex_normals, radial(mesh), atol=0.04)
 
 
 def test_simplification_says_what_it_needs(monkeypatch):
