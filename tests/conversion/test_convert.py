@@ -61,15 +61,13 @@ def edited_checkpoint(official: Path, domain: str, folder: Path, edit) -> Path:
 
 
 class TestFolder:
-    def test_command_and_loading_in_new_processes(self, official, tmp_path):
+    def test_command_and_loading_in_a_new_process(self, official, tmp_path, capsys):
         checkpoint, config = files(official, "occupancy")
         target = tmp_path / "ddmi-shape"
-        command = [sys.executable, "-m", "diffusers_ddmi.conversion", "--checkpoint", checkpoint, "--config", config]
-        done = subprocess.run([*command, "--output_dir", target], capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert "unet: MixedUNet2DModel" in done.stdout
+        main(["--checkpoint", str(checkpoint), "--config", str(config), "--output_dir", str(target)])
+        assert "unet: MixedUNet2DModel" in capsys.readouterr().out
         script = (
-            "import torch, diffusers_ddmi\n"
+            "import diffusers_ddmi\n"
             "from diffusers import DiffusionPipeline\n"
             f"pipe = DiffusionPipeline.from_pretrained({str(target)!r})\n"
             "latents = pipe(num_inference_steps=2, output_type='latent', return_dict=False)[0]\n"
@@ -79,10 +77,12 @@ class TestFolder:
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == "DDMIShapePipeline (1, 12, 8, 8)"
-        refused = subprocess.run([*command, "--output_dir", target], capture_output=True, text=True, cwd=tmp_path)
-        assert refused.returncode != 0
-        assert "exists already" in refused.stderr
-        assert "Traceback" not in refused.stderr
+
+    def test_command_refuses_without_a_traceback(self, official, converted):
+        checkpoint, config = files(official, "image")
+        folder = converted.path("image")
+        with pytest.raises(SystemExit, match=r"Not converted: .*exists already"):
+            main(["--checkpoint", str(checkpoint), "--config", str(config), "--output_dir", str(folder)])
 
     def test_contents(self, converted):
         folder = converted.path("image")
@@ -97,6 +97,8 @@ class TestFolder:
         assert "moving average" in card
         assert str(folder.parent) not in card + json.dumps(index)
 
+    # diffusers' schedulers under NumPy 2
+    @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
     @pytest.mark.parametrize(
         "scheduler", [DDPMScheduler, PNDMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler]
     )
@@ -126,7 +128,8 @@ class TestFolder:
         assert len(list((tmp_path / "half" / "vae").glob("*.safetensors"))) > 1
         half = DiffusionPipeline.from_pretrained(tmp_path / "half")
         full = DiffusionPipeline.from_pretrained(converted.path("nerf"))
-        saved = load_file(tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors")
+        shards = (tmp_path / "half" / "unet").glob("*.safetensors")
+        saved = {key: tensor for shard in shards for key, tensor in load_file(shard).items()}
         assert saved["conv_in.weight"].dtype == torch.float16
         assert saved["mixing.logit"].dtype == torch.float32
         for name, parameter in full.vae.named_parameters():
@@ -280,7 +283,7 @@ class TestCheckpoint:
 
     def test_not_a_checkpoint(self, official, tmp_path):
         config = files(official, "image")[1]
-        (tmp_path / "list.pt").write_bytes(pickle.dumps([1, 2]))
+        (tmp_path / "list.pt").write_bytes(pickle.dumps([1, 2], protocol=2))
         torch.save([torch.zeros(1)], tmp_path / "tensors.pt")
         torch.save({"state": torch.zeros(1)}, tmp_path / "other.pt")
         for name, message in (
