@@ -141,6 +141,12 @@ class DataEncoder(nn.Module):
             self.points = PointEncoder(in_channels, plane_size=sample_size, **config)
             in_channels = self.points.out_channels
         elif kind == "frames":
+            config = {"patch_size": self.divisor, **config}
+            if config["patch_size"] != self.divisor:
+                raise ValueError(
+                    f"`encoder_config` has patches of {config['patch_size']} pixels, but the decoder's levels enlarge "
+                    f"the latent planes {self.divisor} times; make them equal."
+                )
             self.frames = VideoEncoder(
                 sample_size,
                 num_frames,
