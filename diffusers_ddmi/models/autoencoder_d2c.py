@@ -114,7 +114,18 @@ class AutoencoderD2C(ModelMixin, AutoencoderMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ("ResnetBlock2D", "Attention", "BasicTransformerBlock")
+    # What has parameters of its own beside submodules stays on one device.
+    _no_split_modules = (
+        "ResnetBlock2D",
+        "Attention",
+        "SpaceTimeBlock",
+        "PlaneTransformer",
+        "StyledReadout",
+        "ResidualReadout",
+        "RadianceReadout",
+    )
+    # `encode` and `decode` call these, not the model's `forward`, which a group of the remaining modules waits for.
+    _group_offload_block_modules = ("encoder", "decoder", "readout")
     # Embeddings are exact gathers and coordinates stay in float32; the norms follow diffusers' autoencoders.
     _skip_layerwise_casting_patterns = ("norm", "readout")
 

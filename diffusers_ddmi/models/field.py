@@ -29,6 +29,11 @@ def default_chunk_size(device: torch.device) -> int:
     return 4096 if device.type == "cpu" else 262_144
 
 
+def _is_hooked(module: torch.nn.Module) -> bool:
+    """Whether something brings the weights on demand: offloading replaces the `forward` of the modules it manages."""
+    return any("forward" in vars(submodule) for submodule in module.modules())
+
+
 class NeuralField:
     """ω̂ = π ∘ γ(·; Ξ): a batch of continuous signals, as functions one can call (paper §3.1).
 
@@ -94,14 +99,27 @@ class NeuralField:
         return field
 
     def to(self, *args, **kwargs) -> NeuralField:
-        """A field on another device or in another dtype (arguments as for `torch.Tensor.to`); this one stays."""
+        """A field on another device or in another dtype (arguments as for `torch.Tensor.to`); this one stays.
+
+        Raises:
+            RuntimeError: the field's model is under sequential or group offloading.
+        """
+        if _is_hooked(self.readout):
+            raise RuntimeError(
+                "This field's read-out is brought to the device on demand, by the offloading of the model that decoded "
+                f"it. Evaluate it on {self.device}, or decode without sequential or group offloading (offloading of "
+                "whole models is fine)."
+            )
         readout = copy.deepcopy(self.readout).to(*args, **kwargs)
         return self._with(basis_fields=self.basis_fields.map(lambda rows: rows.to(*args, **kwargs)), readout=readout)
 
     def detach(self) -> NeuralField:
-        """A field that shares nothing with the model: without gradients, with its own copy of the read-out."""
+        """A field that shares nothing with the model: without gradients, with its own copy of the read-out.
+
+        Under sequential or group offloading the weights are not there to be copied, and the read-out is shared.
+        """
         readout = self.readout
-        if not any(parameter.is_meta for parameter in readout.parameters()):  # weights that hooks bring on demand
+        if not _is_hooked(readout):
             readout = copy.deepcopy(readout).requires_grad_(False).eval()
         return self._with(basis_fields=self.basis_fields.map(torch.Tensor.detach), readout=readout, checkpoint=None)
 

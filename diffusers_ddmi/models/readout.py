@@ -429,14 +429,14 @@ class StyledReadout(Readout):
         if noise_injection:  # frozen: training without noise would leave them out of the graph, which DDP forbids
             self.noise_weights = nn.Parameter(torch.zeros(3 * len(self.blocks)), requires_grad=False)
 
-    def prepare(self, scale: torch.Tensor | None = None) -> list:
+    def prepare(self, scale: torch.Tensor | None = None) -> tuple[list, torch.Tensor]:
         """Folds the scale into the weights.
 
         Args:
             scale: `(1,)` for all items of the batch, or `(batch,)`, float32; 1 if not given.
 
         Returns:
-            The folded weights of every block (see [`StyledBlock`]), then those of the output map.
+            The folded weights of every block (see [`StyledBlock`]), and the style.
         """
         parameter = self.out.weight
         scale = torch.ones(1, device=parameter.device) if scale is None else scale
@@ -445,14 +445,13 @@ class StyledReadout(Readout):
         angles = scale[:, None] * frequencies  # (styles, half)
         style = self.style(torch.cat([angles.sin(), angles.cos()], dim=1).to(parameter.dtype))
         folded = [block(style, scale.to(parameter.dtype)) for block in self.blocks]
-        weight, bias = self.out(style)
-        return [*folded, (weight, None, bias)]
+        return folded, style
 
     def forward(
         self,
         embeddings: Sequence[torch.Tensor],
         coords: torch.Tensor,
-        shared: list | None = None,
+        shared: tuple[list, torch.Tensor] | None = None,
         directions: None = None,
         noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -471,9 +470,9 @@ class StyledReadout(Readout):
         """
         if noise is not None and self.noise_weights is None:
             raise ValueError("This read-out has no weights for `noise`; make it with `noise_injection=True`.")
-        folded = self.prepare() if shared is None else shared
+        folded, style = self.prepare() if shared is None else shared
         batch_shape = embeddings[0].shape[:2]
-        if len(folded[-1][2]) == 1:  # one style for all: the batch is only more points
+        if len(style) == 1:  # one style for all: the batch is only more points
             embeddings = [embedding.flatten(0, 1)[None] for embedding in embeddings]
         met = self.merge(embeddings, self.conditioning)
         if noise is not None:
@@ -485,7 +484,8 @@ class StyledReadout(Readout):
                 hidden, embedding = hidden + self.embedding_maps[index - 1](embedding), None
             layer_noise = None if noise is None else noise[3 * index : 3 * index + 3]
             hidden = block.apply(folded[index], hidden, embedding, layer_noise)
-        values = _affine(folded[-1], hidden, None)
+        weight, bias = self.out(style)  # here, where offloading hooks have brought it
+        values = _affine((weight, None, bias), hidden, None)
         return values.reshape(*batch_shape, values.shape[2])
 
 
