@@ -22,7 +22,7 @@ combinations never told in training, although every single property is.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -90,17 +90,10 @@ class Furniture:
     @classmethod
     def from_seed(cls, seed: int | Sequence[int], split: str | None = None) -> Furniture:
         """The piece of `seed`; with `split`, "train" or "test", the first that its generator draws with such a caption."""
-        if split is not None and split not in _SPLITS:
-            raise ValueError(f"furniture has splits 'train' and 'test', got {split!r}")
         rng = np.random.default_rng(seed)
-        kind = KINDS[rng.integers(len(KINDS))]
-        while True:
-            design = draw_design(kind, rng)
-            told = frozenset(name for name in design if name != "kind" and rng.random() < 0.8)
-            if split in (None, split_of(design, told)):
-                break
+        design, told = _draw_told_design(rng, split)
         caption = describe(design, told, rng)
-        solid = Solid(BUILDERS[kind](design, lambda low, high: float(rng.uniform(low, high)))).normalized()
+        solid = Solid(BUILDERS[design["kind"]](design, lambda low, high: float(rng.uniform(low, high)))).normalized()
         return cls(design, told, caption, solid, _PALETTES[rng.integers(len(_PALETTES))])
 
     def mesh(self) -> trimesh.Trimesh:
@@ -141,7 +134,10 @@ def load_furniture(
             "num_shapes, num_surface_points and num_points must be at least 1, "
             f"got {num_shapes}, {num_surface_points} and {num_points}"
         )
-    captions = [Furniture.from_seed((seed, _SPLITS.index(split), i), split).caption for i in range(num_shapes)]
+    captions = []
+    for index in range(num_shapes):
+        rng = np.random.default_rng((seed, _SPLITS.index(split), index))
+        captions.append(describe(*_draw_told_design(rng, split), rng))
     rows = datasets.Dataset.from_dict({"index": list(range(num_shapes)), "caption": captions})
     sizes = {"num_surface_points": num_surface_points, "num_points": num_points}
     return rows.with_transform(partial(_generate, seed=seed, split=split, **sizes))
@@ -186,7 +182,8 @@ def draw_design(kind: str, rng: np.random.Generator) -> Design:
         design["arms"] = design["back"] is not None and pick(False, True)
     elif kind == "sofa":
         design = {"legs": pick(0, 4), "arms": pick(False, True, True), "size": pick("high-backed", "low-backed")}
-        design["weight"] = pick("thin", "thick")
+        if design["arms"]:
+            design["weight"] = pick("thin", "thick")
     elif kind == "table":
         design = {"top": pick("round", "square", "rectangular"), "size": pick("tall", "low")}
         design["legs"] = pick(*{"round": (1, 3, 4), "square": (1, 4, 4), "rectangular": (2, 4, 4)}[design["top"]])
@@ -209,7 +206,21 @@ def draw_design(kind: str, rng: np.random.Generator) -> Design:
     return {"kind": kind, **design}
 
 
-def split_of(design: Design, told: frozenset[str]) -> str:
+def _draw_told_design(rng: np.random.Generator, split: str | None) -> tuple[Design, frozenset[str]]:
+    """A design and the names of the properties that are told of it, the first that belong to `split`."""
+    if split is not None and split not in _SPLITS:
+        raise ValueError(f"furniture has splits 'train' and 'test', got {split!r}")
+    kind = KINDS[rng.integers(len(KINDS))]
+    while True:
+        design = draw_design(kind, rng)
+        told = {name for name, chance in zip(design, rng.random(len(design))) if name != "kind" and chance < 0.8}
+        if kind == "sofa" and "arms" not in told:
+            told.discard("weight")  # which is the arms'
+        if split in (None, split_of(design, told)):
+            return design, frozenset(told)
+
+
+def split_of(design: Design, told: Set[str]) -> str:
     """ "train" or "test", by what is told of the design; captions that tell less than two properties are for training."""
     if len(told) < 2:
         return "train"
@@ -220,7 +231,7 @@ def split_of(design: Design, told: frozenset[str]) -> str:
 # --------------------------------------------------------------------------------------------- captions
 
 
-def describe(design: Design, told: frozenset[str], rng: np.random.Generator) -> str:
+def describe(design: Design, told: Set[str], rng: np.random.Generator) -> str:
     """An English caption that tells exactly the `told` properties of `design`, in one of many wordings."""
     words = _Words(design, told, rng)
     adjectives, features = list(words.adjectives()), [text for text in words.features() if text]
@@ -244,7 +255,7 @@ def describe(design: Design, told: frozenset[str], rng: np.random.Generator) -> 
 class _Words:
     """Wordings of single properties; a property that is not told is an empty string or no word at all."""
 
-    def __init__(self, design: Design, told: frozenset[str], rng: np.random.Generator):
+    def __init__(self, design: Design, told: Set[str], rng: np.random.Generator):
         self.kind = design["kind"]
         self.told = {name: value for name, value in design.items() if name in told}
         self.rng = rng

@@ -203,10 +203,10 @@ def _load_named(
 ) -> datasets.Dataset | datasets.IterableDataset:
     dataset = open_named(name, **arguments)
     columns = dataset.column_names or list(next(iter(dataset.take(1)), {}))
-    missing = [column for column in _COLUMNS if column not in columns]
-    if missing or (caption_column or "caption") not in [*columns, "caption"]:
+    missing = [column for column in (*_COLUMNS, caption_column) if column and column not in columns]
+    if missing:
         raise ValueError(
-            f"data set {name!r} has no column {', '.join(missing) or caption_column!r}; it has {', '.join(columns) or 'none'}. "
+            f"data set {name!r} has no column {', '.join(missing)}; it has {', '.join(columns) or 'none'}. "
             f"Shapes need {', '.join(_COLUMNS)}, as a prepared folder of meshes has them."
         )
     found = caption_column or next((column for column in CAPTION_COLUMNS if column in columns), None)
