@@ -1,0 +1,463 @@
+# Copyright 2026 The diffusers_ddmi Authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What is measured of each modality: the table `MEASURES`.
+
+A measure is called by all processes; it runs the stages that it needs, and returns a function that makes its figures out
+of them, which the main process calls.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import trimesh
+from evaluation_context import Evaluation, items, mean_figure
+from evaluation_report import Figure
+from evaluation_stages import Stage, Tensors
+from torch.utils.data import Dataset
+
+from diffusers_ddmi import NeuralField
+from diffusers_ddmi.data import SignalDataset
+from diffusers_ddmi.data.scenes import read_scene
+from diffusers_ddmi.metrics.images import fid, kid, precision_recall, psnr, ssim
+from diffusers_ddmi.metrics.shapes import (
+    coverage,
+    f_score,
+    minimum_matching_distance,
+    nearest_neighbor_accuracy,
+    pairwise_distances,
+    sample_surface_points,
+    total_mutual_difference,
+    volumetric_iou,
+)
+from diffusers_ddmi.metrics.videos import frame_psnr, fvd, temporal_consistency
+from diffusers_ddmi.rendering.cameras import Cameras
+from diffusers_ddmi.rendering.raster import render_mesh
+from diffusers_ddmi.rendering.surface import extract_meshes
+
+
+CLIP_SIZE = 224
+# Of the F-score: enough points for the distance, so that a perfect reconstruction scores about 1.
+F_SCORE_POINTS, F_SCORE_DISTANCE = 4096, 0.02
+
+Figures = Callable[[], list[Figure]]
+
+
+def set_figures(e: Evaluation, generated: torch.Tensor, real: torch.Tensor, what: str = "", **further: Any) -> list:
+    """FID, KID, precision and recall of two sets of features."""
+    counts = {"samples": len(generated), "references": len(real), **further}
+    kernel, deviation = kid(real, generated, seed=e.args.seed)
+    figures = [
+        Figure(f"FID{what}", fid(real, generated), better="lower", **counts),
+        Figure(f"KID{what}", kernel, deviation=deviation, better="lower", note="± over 100 subsets", **counts),
+    ]
+    if min(len(generated), len(real)) > 3:
+        precision, recall = precision_recall(real, generated)
+        figures += [
+            Figure(f"precision{what}", precision, better="higher", note="3 neighbours", **counts),
+            Figure(f"recall{what}", recall, better="higher", note="3 neighbours", **counts),
+        ]
+    return figures
+
+
+# --------------------------------------------------------------------------------------------- images
+
+
+def image_sets(e: Evaluation) -> Figures:
+    """The same samples, read at several resolutions, against the data at these resolutions."""
+    pairs = []
+    for size in e.args.resolutions or [e.size]:
+        data = e.load(resolution=size)
+        real = e.features(f"reference-features-{size}", e.num_references, partial(_inputs, e, data))
+        pairs.append((size, e.features(f"features-{size}", e.num_samples, partial(_pictures, e, size)), real))
+    return lambda: [
+        figure
+        for size, generated, real in pairs
+        for figure in set_figures(e, items(generated), items(real), resolution=size)
+    ]
+
+
+def _inputs(e: Evaluation, data: Dataset, numbers: range) -> torch.Tensor:
+    return e.examples(data, numbers)["inputs"]
+
+
+def _pictures(e: Evaluation, size: int, numbers: range) -> torch.Tensor:
+    return e.render(e.fields(numbers), height=size, width=size, region=None) * 2 - 1
+
+
+def image_reconstructions(e: Evaluation) -> Figures:
+    data = e.load(resolution=e.size)
+
+    def compute(numbers: range) -> Tensors:
+        inputs = e.examples(data, numbers)["inputs"]
+        pixels = e.render(e.reconstruct(inputs), height=e.size, width=e.size, region=None) * 2 - 1
+        return _picture_scores(pixels, inputs, 2.0)
+
+    stage = e.stages.run("reconstructions", e.num_reconstructions, compute)
+    return lambda: _score_figures(stage, "reconstruction", e.size)
+
+
+def _picture_scores(prediction: torch.Tensor, target: torch.Tensor, data_range: float) -> Tensors:
+    scores = {"PSNR": psnr(prediction, target, data_range)}
+    if min(prediction.shape[-2:]) >= 11:  # SSIM's window
+        scores["SSIM"] = ssim(prediction, target, data_range)
+    return scores
+
+
+_UNITS = {"PSNR": "PSNR (dB)"}
+
+
+def _score_figures(stage: Stage, what: str, resolution: int | None = None) -> list[Figure]:
+    return [
+        mean_figure(f"{_UNITS.get(name, name)}, {what}", values, "higher", resolution=resolution)
+        for name, values in sorted(stage.tensors.items())
+    ]
+
+
+def image_perceptual(e: Evaluation) -> Figures:
+    data = e.load(resolution=e.size)
+
+    def compute(numbers: range) -> Tensors:
+        inputs = e.examples(data, numbers)["inputs"]
+        pixels = e.render(e.reconstruct(inputs), height=e.size, width=e.size, region=None) * 2 - 1
+        return {"lpips": e.perceptual(pixels, inputs).flatten()}
+
+    stage = e.stages.run("reconstructions-lpips", e.num_reconstructions, compute)
+    return lambda: [mean_figure("LPIPS, reconstruction", stage.tensors["lpips"], "lower", resolution=e.size)]
+
+
+# --------------------------------------------------------------------------------------------- shapes
+
+
+def extract(e: Evaluation, fields: NeuralField) -> list[trimesh.Trimesh]:
+    """Surfaces; an empty mesh for a field without one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*its mesh is empty", category=UserWarning)
+        return extract_meshes(fields, resolution=e.args.mesh_resolution, device=e.device)
+
+
+def surface_clouds(e: Evaluation, meshes: Sequence[trimesh.Trimesh], numbers: range, points: int) -> Tensors:
+    """Points on surfaces, "points" (shapes, points, 3), and for which shapes there are any, "valid" (shapes,)."""
+    clouds = torch.zeros(len(meshes), points, 3)
+    valid = torch.zeros(len(meshes), dtype=torch.bool)
+    for place, (number, mesh) in enumerate(zip(numbers, meshes)):
+        if len(mesh.faces) and mesh.area > 0:
+            rng = np.random.default_rng((e.args.seed, number))
+            clouds[place], valid[place] = sample_surface_points([mesh], points, rng=rng)[0], True
+    return {"points": clouds, "valid": valid}
+
+
+def generated_clouds(e: Evaluation) -> Stage:
+    def compute(numbers: range) -> Tensors:
+        return surface_clouds(e, extract(e, e.fields(numbers)), numbers, e.args.num_metric_points)
+
+    return e.stages.run(f"points-{e.args.num_metric_points}", e.num_samples, compute)
+
+
+def shape_sets(e: Evaluation) -> Figures:
+    """MMD, COV and 1-NNA on points of surfaces."""
+    clouds = generated_clouds(e)
+    points, metric = e.args.num_metric_points, e.args.shape_distance
+    data = e.load(num_points=points)
+    reference = e.stages.run(
+        f"reference-points-{points}", e.num_references, lambda numbers: {"points": _inputs(e, data, numbers)}
+    )
+    generated = clouds.tensors["points"][clouds.tensors["valid"]]
+    real = reference.tensors["points"]
+    missing = e.num_samples - len(generated)
+
+    def distances(name: str, first: torch.Tensor, second: torch.Tensor) -> Stage:
+        def compute(numbers: range) -> Tensors:
+            rows = first[numbers.start : numbers.stop]
+            return {"distances": pairwise_distances(rows, second, metric, device=e.device)}
+
+        return e.stages.run(f"{metric}-{name}-{len(first)}x{len(second)}", len(first), compute)
+
+    if not len(generated):
+        return lambda: [Figure("shapes without a surface", missing, e.num_samples, better="lower")]
+    across = distances("across", generated, real)
+    within = [distances("generated", generated, generated), distances("references", real, real)]
+
+    def figures() -> list[Figure]:
+        table, own, theirs = (stage.tensors["distances"] for stage in (across, *within))
+        further = {"samples": len(generated), "references": len(real)}
+        further["note"] = f"{metric}, {points} points"
+        return [
+            Figure("MMD", minimum_matching_distance(table), better="lower", **further),
+            Figure("COV", coverage(table), better="higher", **further),
+            Figure(
+                "1-NNA",
+                nearest_neighbor_accuracy(own, table, theirs),
+                **{**further, "note": further["note"] + "; ½ is best"},
+            ),
+            Figure("shapes without a surface", missing, e.num_samples, better="lower", note="left out of the others"),
+        ]
+
+    return figures
+
+
+def shape_reconstructions(e: Evaluation) -> Figures:
+    data, surfaces = e.load(num_points=e.args.num_points), e.load(num_points=F_SCORE_POINTS)
+
+    def compute(numbers: range) -> Tensors:
+        batch = e.examples(data, numbers)
+        fields = e.reconstruct(batch["inputs"])
+        iou = volumetric_iou(fields(batch["coords"])[..., 0] > 0, batch["targets"][..., 0] > 0.5)
+        clouds = surface_clouds(e, extract(e, fields), numbers, F_SCORE_POINTS)
+        targets = e.examples(surfaces, numbers)["inputs"].cpu()
+        score = f_score(clouds["points"], targets, F_SCORE_DISTANCE).f_score
+        return {"iou": iou, "f_score": torch.where(clouds["valid"], score, 0.0)}
+
+    stage = e.stages.run("reconstructions", e.num_reconstructions, compute)
+    distance = f"at {F_SCORE_DISTANCE} of the cube's side, {F_SCORE_POINTS} points"
+    return lambda: [
+        mean_figure("IoU, reconstruction", stage.tensors["iou"], "higher"),
+        mean_figure("F-score, reconstruction", stage.tensors["f_score"], "higher", note=distance),
+    ]
+
+
+def shape_diversity(e: Evaluation) -> Figures:
+    """TMD of the shapes that were generated for each prompt."""
+    stage, group = generated_clouds(e), e.args.samples_per_prompt
+    metric = e.args.shape_distance
+
+    def figures() -> list[Figure]:
+        whole = e.num_samples // group * group
+        clouds = stage.tensors["points"][:whole].unflatten(0, (-1, group))
+        complete = stage.tensors["valid"][:whole].unflatten(0, (-1, group)).all(1)
+        if not complete.any():
+            return []
+        values = total_mutual_difference(clouds[complete], metric, device=e.device)
+        note = f"{metric}, {group} shapes for each of {len(values)} prompts"
+        return [mean_figure("TMD", values, "higher", note=note)]
+
+    return figures
+
+
+# --------------------------------------------------------------------------------------------- clips
+
+
+def _clip_options(e: Evaluation) -> dict[str, Any]:
+    frames = e.pipe.vae.config.num_frames
+    return {"num_frames": frames, "time_range": None, "times": None, "region": None}
+
+
+def _clips(e: Evaluation, fields: NeuralField) -> torch.Tensor:
+    """Clips `(batch, 3, frames, height, width)` in [-1, 1], of native size."""
+    return e.render(fields, height=e.size, width=e.size, **_clip_options(e)).transpose(1, 2) * 2 - 1
+
+
+def _clip_data(e: Evaluation) -> Dataset:
+    return e.load(resolution=e.size, num_frames=e.pipe.vae.config.num_frames)
+
+
+def clip_sets(e: Evaluation) -> Figures:
+    data = _clip_data(e)
+    real = e.features("reference-features", e.num_references, partial(_inputs, e, data))
+    generated = e.features("features", e.num_samples, lambda numbers: _clips(e, e.fields(numbers)))
+    frames = e.pipe.vae.config.num_frames
+    return lambda: [
+        Figure(
+            "FVD",
+            fvd(items(real), items(generated)),
+            e.num_samples,
+            e.num_references,
+            e.size,
+            better="lower",
+            note=f"clips of {frames} frames",
+        )
+    ]
+
+
+def clip_reconstructions(e: Evaluation) -> Figures:
+    data = _clip_data(e)
+
+    def compute(numbers: range) -> Tensors:
+        inputs = e.examples(data, numbers)["inputs"]
+        return {"PSNR": frame_psnr(_clips(e, e.reconstruct(inputs)), inputs).mean(1)}
+
+    stage = e.stages.run("reconstructions", e.num_reconstructions, compute)
+    return lambda: _score_figures(stage, "frames of reconstructions", e.size)
+
+
+def clip_smoothness(e: Evaluation) -> Figures:
+    """Temporal consistency of samples, and of the data beside it."""
+    if e.pipe.vae.config.num_frames < 3:
+        return lambda: []
+    data = _clip_data(e)
+    kinds = {
+        "samples": (e.num_samples, lambda numbers: _clips(e, e.fields(numbers))),
+        "data": (e.num_references, partial(_inputs, e, data)),
+    }
+    stages = {
+        kind: e.stages.run(
+            f"consistency-{kind}", count, lambda numbers, clips=clips: {"value": temporal_consistency(clips(numbers))}
+        )
+        for kind, (count, clips) in kinds.items()
+    }
+    return lambda: [
+        mean_figure(f"temporal consistency, {kind}", stage.tensors["value"], "", resolution=e.size)
+        for kind, stage in stages.items()
+    ]
+
+
+# --------------------------------------------------------------------------------------------- scenes
+
+
+class HeldOutViews:
+    """Rows of scenes -> the encoder's points, and some views: "cameras", and "views" (views, 3, height, width) in [0, 1]."""
+
+    def __init__(self, points: Callable[..., dict[str, Any]], num_views: int):
+        self.points, self.num_views = points, num_views
+
+    def __call__(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        example = self.points(row, rng)
+        scene = read_scene(row)
+        chosen = torch.from_numpy(rng.permutation(len(scene.cameras))[: self.num_views])
+        pictures = torch.from_numpy(scene.images[chosen.numpy()]).float() / 255
+        return {**example, "cameras": scene.cameras[chosen], "views": pictures.movedim(-1, 1)}
+
+
+def _scene_data(e: Evaluation) -> Dataset:
+    data = e.load(purpose="latents", num_points=e.args.num_points)
+    return SignalDataset(data.dataset, HeldOutViews(data.transform, e.args.num_views), data.seed, data.strict)
+
+
+def _views(e: Evaluation, fields: NeuralField, cameras: Cameras) -> torch.Tensor:
+    """Views `(batch, views, 3, height, width)` in [0, 1]."""
+    options = {"num_views": None, "height": None, "width": None, "background": 1.0, "resolution": 128, "level": 0.5}
+    return e.render(fields, cameras=cameras, num_samples=e.args.num_ray_samples, **options)
+
+
+def scene_reconstructions(e: Evaluation) -> Figures:
+    """Views of scenes that were encoded from their points, against the scenes' pictures."""
+    data = _scene_data(e)
+
+    def compute(numbers: range) -> Tensors:
+        scores = []
+        for number in numbers:
+            example = data[e.order[number]]
+            views = _views(e, e.reconstruct(example["inputs"][None]), example["cameras"])[0].cpu()
+            scores.append({k: v.mean() for k, v in _picture_scores(views, example["views"], 1.0).items()})
+        return {name: torch.stack([score[name] for score in scores]) for name in scores[0]}
+
+    stage = e.stages.run("reconstructions", e.num_reconstructions, compute)
+    return lambda: _score_figures(stage, f"{e.args.num_views} views of reconstructions")
+
+
+def scene_sets(e: Evaluation) -> Figures:
+    """Views of samples from the cameras of the data, against the data's views."""
+    data = _scene_data(e)
+
+    def real(numbers: range) -> torch.Tensor:
+        return torch.cat([data[e.order[number]]["views"] for number in numbers]).to(e.device) * 2 - 1
+
+    def generated(numbers: range) -> torch.Tensor:
+        fields = e.fields(numbers)
+        cameras = [data[e.order[number % e.num_references]]["cameras"] for number in numbers]
+        views = [_views(e, fields[place], views)[0] for place, views in enumerate(cameras)]
+        return torch.cat(views) * 2 - 1
+
+    theirs = e.features("reference-features", e.num_references, real)
+    ours = e.features(f"features-{e.num_references}", e.num_samples, generated)
+    return lambda: set_figures(e, items(ours), items(theirs), ", views")
+
+
+# --------------------------------------------------------------------------------------------- text
+
+
+def text_agreement(e: Evaluation) -> Figures:
+    """CLIP-S of one picture of each sample with its prompt."""
+    show = SHOWN_TO_CLIP[e.pipe.modality]
+
+    def compute(numbers: range) -> Tensors:
+        pictures = show(e, e.fields(numbers)).to(e.device)
+        return {"score": e.clip(pictures, [e.prompts[number] for number in numbers])}
+
+    stage = e.stages.run("clip-s", e.num_samples, compute)
+    return lambda: [mean_figure("CLIP-S", stage.tensors["score"], "higher")]
+
+
+def _show_images(e: Evaluation, fields: NeuralField) -> torch.Tensor:
+    return e.render(fields, height=e.size, width=e.size, region=None) * 2 - 1
+
+
+def _show_meshes(e: Evaluation, fields: NeuralField) -> torch.Tensor:
+    pictures = np.stack([render_mesh(mesh, size=CLIP_SIZE) for mesh in extract(e, fields)])
+    return torch.from_numpy(pictures[..., :3]).movedim(-1, 1).float() / 127.5 - 1
+
+
+def _show_frames(e: Evaluation, fields: NeuralField) -> torch.Tensor:
+    clips = _clips(e, fields)
+    return clips[:, :, clips.shape[2] // 2]
+
+
+def _show_views(e: Evaluation, fields: NeuralField) -> torch.Tensor:
+    low, high = fields.bounds
+    cameras = Cameras.orbit(1, radius=2 * (high - low), height=CLIP_SIZE, width=CLIP_SIZE)
+    return _views(e, fields, cameras)[:, 0] * 2 - 1
+
+
+SHOWN_TO_CLIP: dict[str, Callable[[Evaluation, NeuralField], torch.Tensor]] = {
+    "image": _show_images,
+    "shape": _show_meshes,
+    "video": _show_frames,
+    "nerf": _show_views,
+}
+
+
+# --------------------------------------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row: the names by which --metrics asks for it, what it needs, and how it is made."""
+
+    names: tuple[str, ...]
+    run: Callable[[Evaluation], Figures]
+    needs: tuple[str, ...] = ()
+
+
+_SETS = ("fid", "kid", "precision", "recall")
+_TEXT = Measure(("clip-s",), text_agreement, ("prompts", "clip"))
+
+MEASURES: dict[str, list[Measure]] = {
+    "image": [
+        Measure(_SETS, image_sets, ("extractor",)),
+        Measure(("psnr", "ssim"), image_reconstructions),
+        Measure(("lpips",), image_perceptual, ("perceptual",)),
+        _TEXT,
+    ],
+    "shape": [
+        Measure(("mmd", "cov", "1-nna"), shape_sets),
+        Measure(("iou", "f-score"), shape_reconstructions),
+        Measure(("tmd",), shape_diversity, ("several",)),
+        _TEXT,
+    ],
+    "video": [
+        Measure(("fvd",), clip_sets, ("extractor",)),
+        Measure(("psnr",), clip_reconstructions),
+        Measure(("temporal-consistency",), clip_smoothness),
+        _TEXT,
+    ],
+    "nerf": [
+        Measure(_SETS, scene_sets, ("extractor",)),
+        Measure(("psnr", "ssim"), scene_reconstructions),
+        _TEXT,
+    ],
+}
