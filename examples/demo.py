@@ -52,21 +52,24 @@ PROMPTS = (
 )
 
 
-def launch(script: str, *flags: str) -> None:
+def launch(script: str, **flags) -> None:
     """Runs a training script under accelerate, resuming a run that was interrupted."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(TRAINING / script), *flags]
-    subprocess.run([*command, "--resume_from_checkpoint", "latest"], check=True)
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(TRAINING / script)]
+    command += ["--resume_from_checkpoint", "latest"]
+    for name, value in flags.items():
+        command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    subprocess.run(command, check=True)
 
 
-def train(name: str, modality: str, folder: Path, stage_1: list[str], stage_2: list[str], data: list[str]) -> Path:
+def train(name: str, modality: str, folder: Path, data: dict, stage_1: dict, stage_2: dict) -> Path:
     """Both stages, unless they are done; returns the pipeline's folder."""
     vae, pipeline = folder / f"{name}-vae", folder / f"ddmi-{name}"
-    shared = ["--preset", str(HERE / "presets" / name), *data, "--checkpointing_steps", "200"]
+    shared = {"preset": HERE / "presets" / name, "lr_scheduler": "cosine", "checkpointing_steps": 200, **data}
     if not (vae / "config.json").exists():
-        launch("train_d2c_vae.py", "--modality", modality, "--output_dir", str(vae), *shared, *stage_1)
+        launch("train_d2c_vae.py", modality=modality, output_dir=vae, **shared, **stage_1)
     if not (pipeline / "model_index.json").exists():
-        launch("train_ldm.py", "--pretrained_vae", str(vae), "--output_dir", str(pipeline), *shared, *stage_2)
+        launch("train_ldm.py", pretrained_vae=vae, output_dir=pipeline, **shared, **stage_2)
     return pipeline
 
 
@@ -76,11 +79,24 @@ def digits(folder: Path) -> None:
         "digits",
         "image",
         folder,
-        "--max_train_steps 400 --train_batch_size 32 --learning_rate 2e-3 --lr_scheduler cosine --lr_warmup_steps 20 "
-        "--kl_weight 0.01 --kl_anneal_steps 200 --validation_steps 200".split(),
-        "--max_train_steps 1500 --train_batch_size 64 --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 50 "
-        "--cache_latents --validation_steps 1500".split(),
-        "--dataset_name digits --resolution 16 --validation_split 0.05".split(),
+        data={"dataset_name": "digits", "resolution": 16, "validation_split": 0.05},
+        stage_1={
+            "max_train_steps": 300,
+            "train_batch_size": 32,
+            "learning_rate": 2e-3,
+            "lr_warmup_steps": 20,
+            "kl_weight": 0.01,
+            "kl_anneal_steps": 200,
+            "validation_steps": 200,
+        },
+        stage_2={
+            "max_train_steps": 1500,
+            "train_batch_size": 64,
+            "learning_rate": 1e-3,
+            "lr_warmup_steps": 50,
+            "cache_latents": True,
+            "validation_steps": 1500,
+        },
     )
     pipe = DiffusionPipeline.from_pretrained(pipeline)
     cells, captions = [], []
@@ -120,11 +136,27 @@ def furniture(folder: Path) -> None:
         "furniture",
         "shape",
         folder,
-        "--max_train_steps 500 --train_batch_size 16 --num_queries 1024 --num_points 1024 --learning_rate 2e-3 "
-        "--lr_scheduler cosine --lr_warmup_steps 20 --kl_weight 0.001 --kl_anneal_steps 200 --validation_steps 250".split(),
-        "--max_train_steps 1200 --train_batch_size 32 --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 50 "
-        "--cache_latents --train_text_encoder --validation_steps 1200".split(),
-        "--dataset_name procedural".split(),
+        data={"dataset_name": "procedural"},
+        stage_1={
+            "max_train_steps": 500,
+            "train_batch_size": 16,
+            "num_points": 1024,
+            "num_queries": 1024,
+            "learning_rate": 2e-3,
+            "lr_warmup_steps": 20,
+            "kl_weight": 0.001,
+            "kl_anneal_steps": 200,
+            "validation_steps": 250,
+        },
+        stage_2={
+            "max_train_steps": 1200,
+            "train_batch_size": 32,
+            "learning_rate": 1e-3,
+            "lr_warmup_steps": 50,
+            "cache_latents": True,
+            "train_text_encoder": True,
+            "validation_steps": 1200,
+        },
     )
     pipe = DiffusionPipeline.from_pretrained(pipeline)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
