@@ -316,7 +316,7 @@ def main(args: argparse.Namespace) -> bool:
         configs={
             "unet": plain_config(unet),
             "vae": plain_config(vae),
-            "scheduler": dict(scheduler.config),
+            "scheduler": plain_config(scheduler),
             "tokenizer": derived_seed(*sorted(tokenizer.get_vocab().items())) if tokenizer else None,
         },
         data=data,
