@@ -9,7 +9,7 @@ demo: $(INSTALLED)  ## train on digits and furniture, and write pictures and mes
 	$(BIN)/python examples/demo.py --output_dir outputs/demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
