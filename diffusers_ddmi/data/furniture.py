@@ -21,10 +21,10 @@ combinations never told in training, although every single property is.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from typing import Any
 
 import datasets
@@ -32,7 +32,6 @@ import numpy as np
 import trimesh
 
 from .furniture_parts import BUILDERS, Design
-from .mesh_sampling import shape_row
 from .solids import Solid
 
 
@@ -88,10 +87,10 @@ class Furniture:
     palette: Mapping[str, Sequence[float]]
 
     @classmethod
-    def from_seed(cls, seed: int | Sequence[int], split: str | None = None) -> Furniture:
-        """The piece of `seed`; with `split`, "train" or "test", the first that its generator draws with such a caption."""
+    def from_seed(cls, seed: int | Sequence[int]) -> Furniture:
+        """The piece of `seed`: whole numbers of at least 0."""
         rng = np.random.default_rng(seed)
-        design, told = _draw_told_design(rng, split)
+        design, told = _draw_told_design(rng)
         caption = describe(design, told, rng)
         solid = Solid(BUILDERS[design["kind"]](design, lambda low, high: float(rng.uniform(low, high)))).normalized()
         return cls(design, told, caption, solid, _PALETTES[rng.integers(len(_PALETTES))])
@@ -106,57 +105,33 @@ def furniture_mesh(seed: int | Sequence[int] = 0) -> trimesh.Trimesh:
     return Furniture.from_seed(seed).mesh()
 
 
-def load_furniture(
-    num_shapes: int = 2000,
-    seed: int = 0,
-    split: str = "train",
-    num_surface_points: int = 4096,
-    num_points: int = 8192,
-) -> datasets.Dataset:
-    """Rows of procedural furniture, generated when they are read; nothing is stored but captions.
+def load_furniture(num_shapes: int = 2000, seed: int = 0, split: str = "train") -> datasets.Dataset:
+    """Rows of procedural furniture: `name`, `caption` and `seed`, which `Furniture.from_seed(row["seed"])` follows from.
 
-    Row i is the same whatever `num_shapes`. Columns as in [`mesh_sampling.shape_row`], and `caption`.
+    Row i is the same whatever `num_shapes`. The pieces are made when rows are turned into examples.
 
     Args:
         num_shapes: how many pieces.
         seed: another seed gives other pieces.
         split: "train" or "test"; no caption of one is a caption of the other, whatever the seed.
-        num_surface_points: K of `surface` (K, 3).
-        num_points: M of `points` (M, 3); half uniform in the cube, half near the surface.
 
     Raises:
-        ValueError: an unknown split, or numbers below 1.
+        ValueError: an unknown split, or a number below 1.
     """
     if split not in _SPLITS:
-        raise ValueError(f"furniture has splits 'train' and 'test', got {split!r}")
-    if min(num_shapes, num_surface_points, num_points) < 1:
-        raise ValueError(
-            "num_shapes, num_surface_points and num_points must be at least 1, "
-            f"got {num_shapes}, {num_surface_points} and {num_points}"
-        )
-    captions = []
-    for index in range(num_shapes):
-        rng = np.random.default_rng((seed, _SPLITS.index(split), index))
-        captions.append(describe(*_draw_told_design(rng, split), rng))
-    rows = datasets.Dataset.from_dict({"index": list(range(num_shapes)), "caption": captions})
-    sizes = {"num_surface_points": num_surface_points, "num_points": num_points}
-    return rows.with_transform(partial(_generate, seed=seed, split=split, **sizes))
-
-
-def _generate(batch: dict[str, list], **options: Any) -> dict[str, list[Any]]:
-    rows = [_generate_row(int(index), **options) for index in batch["index"]]
-    return {key: [row[key] for row in rows] for key in rows[0]}
-
-
-# A few milliseconds of work and 0.1 MB a piece: kept from epoch to epoch.
-@lru_cache(maxsize=4096)
-def _generate_row(index: int, seed: int, split: str, num_surface_points: int, num_points: int) -> dict[str, Any]:
-    source = (seed, _SPLITS.index(split), index)
-    furniture = Furniture.from_seed(source, split)
-    rng = np.random.default_rng((*source, 1))
-    surface, _ = furniture.solid.sample_surface(num_surface_points, rng)
-    row = shape_row(f"furniture-{split}-{index}", surface, furniture.solid.contains, num_points, rng)
-    return {**row, "caption": furniture.caption}
+        raise ValueError(f"furniture has splits {' and '.join(map(repr, _SPLITS))}, got {split!r}")
+    if num_shapes < 1:
+        raise ValueError(f"num_shapes must be at least 1, got {num_shapes}")
+    rows: dict[str, list] = {"name": [], "caption": [], "seed": []}
+    for index in itertools.count():
+        rng = np.random.default_rng((seed, index))
+        design, told = _draw_told_design(rng)
+        if split_of(design, told) == split:
+            rows["name"].append(f"furniture-{seed}-{index}")
+            rows["caption"].append(describe(design, told, rng))
+            rows["seed"].append((seed, index))
+        if len(rows["seed"]) == num_shapes:
+            return datasets.Dataset.from_dict(rows)
 
 
 # --------------------------------------------------------------------------------------------- designs
@@ -206,18 +181,13 @@ def draw_design(kind: str, rng: np.random.Generator) -> Design:
     return {"kind": kind, **design}
 
 
-def _draw_told_design(rng: np.random.Generator, split: str | None) -> tuple[Design, frozenset[str]]:
-    """A design and the names of the properties that are told of it, the first that belong to `split`."""
-    if split is not None and split not in _SPLITS:
-        raise ValueError(f"furniture has splits 'train' and 'test', got {split!r}")
-    kind = KINDS[rng.integers(len(KINDS))]
-    while True:
-        design = draw_design(kind, rng)
-        told = {name for name, chance in zip(design, rng.random(len(design))) if name != "kind" and chance < 0.8}
-        if kind == "sofa" and "arms" not in told:
-            told.discard("weight")  # which is the arms'
-        if split in (None, split_of(design, told)):
-            return design, frozenset(told)
+def _draw_told_design(rng: np.random.Generator) -> tuple[Design, frozenset[str]]:
+    """A design, and the names of the properties that are told of it."""
+    design = draw_design(KINDS[rng.integers(len(KINDS))], rng)
+    told = {name for name, chance in zip(design, rng.random(len(design))) if name != "kind" and chance < 0.8}
+    if design["kind"] == "sofa" and "arms" not in told:
+        told.discard("weight")  # which is the arms'
+    return design, frozenset(told)
 
 
 def split_of(design: Design, told: Set[str]) -> str:

@@ -49,19 +49,20 @@ def sample_triangles(triangles: np.ndarray, count: int, rng: np.random.Generator
 
 
 def sample_queries(
-    surface: np.ndarray, num_uniform: int, num_near: int, rng: np.random.Generator, std: float = NEAR_SURFACE
+    surface: np.ndarray, num_uniform: int, count: int, rng: np.random.Generator, std: float = NEAR_SURFACE
 ) -> np.ndarray:
-    """Points at which occupancy is asked: first `num_uniform` in the cube [-0.5, 0.5]³, then `num_near` about the surface.
+    """`count` points at which occupancy is asked: first `num_uniform` in the cube [-0.5, 0.5]³, the others about the surface.
 
     Args:
         surface: `(K, 3)` points on the surface.
         std: of the normal distance from the surface along each axis; points are kept in the cube.
 
     Returns:
-        `(num_uniform + num_near, 3)` float16. Occupancy is to be decided at these rounded positions (spacing up to
+        `(count, 3)` float16. Occupancy is to be decided at these rounded positions (spacing up to
         2.4e-4), which makes the rounding exact.
     """
     uniform = rng.uniform(-HALF_CUBE, HALF_CUBE, (num_uniform, 3))
+    num_near = count - num_uniform
     near = surface[rng.integers(len(surface), size=num_near)] + std * rng.standard_normal((num_near, 3))
     return np.clip(np.concatenate([uniform, near]), -HALF_CUBE, HALF_CUBE).astype(np.float16)
 
@@ -84,7 +85,7 @@ def shape_row(
         byte as `numpy.packbits` packs them; `num_uniform`, how many of the points, the first, are uniform in the cube.
     """
     num_uniform = num_points // 2
-    points = sample_queries(surface, num_uniform, num_points - num_uniform, rng)
+    points = sample_queries(surface, num_uniform, num_points, rng)
     return {
         "name": name,
         "surface": surface.astype(np.float32),

@@ -13,14 +13,15 @@
 # limitations under the License.
 """Shapes: Occupancy Networks' ShapeNet, folders of meshes, procedural furniture; and their training examples.
 
-Rows have the columns
+A row has a `name`, a `caption` (or a list of them) where there are any, and points with their occupancies:
 
-    name         str
     surface      (K, 3)   points on the surface
     points       (M, 3)   points at which occupancy is known, in and about the cube [-0.5, 0.5]³, y up
     occupancies  (M/8,)   one bit per point, eight to a byte, first point in the highest bit (`numpy.packbits`)
     num_uniform  int      so many of the points, the first, are uniform in the cube; the others lie near the surface
-    caption      str, or several of them; only where there are any
+
+or, instead of these, where to get them: `folder` (of Occupancy Networks' files) or `seed` (of procedural furniture).
+[`ShapeExamples`] takes all of them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ import os
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +42,16 @@ import numpy as np
 import torch
 import yaml
 
-from .furniture import load_furniture
-from .sources import CAPTION_COLUMNS, caption_of, keep_readable, open_named, split_folder
+from .furniture import Furniture, load_furniture
+from .mesh_sampling import sample_queries
+from .solids import Solid
+from .sources import CAPTION_COLUMNS, as_stream, caption_of, keep_readable, open_named, split_folder
 
 
 logger = logging.getLogger(__name__)
 
+# Queries of an example of procedural furniture that is to have all of them.
+_ALL_QUERIES = 16384
 _COLUMNS = ("surface", "points", "occupancies")
 _ONET_SPLITS = {"train": "train.lst", "validation": "val.lst", "val": "val.lst", "test": "test.lst"}
 
@@ -58,18 +64,20 @@ class ShapeExamples:
         targets (N, 1)  occupancy there, 0 or 1
         caption str     where the row has one; of several captions, one at random
 
-    Points are drawn without repetition (with repetition only where a row has fewer), anew for every example.
+    Points are drawn anew for every example: those of procedural furniture from the shape itself, others out of the row's,
+    without repetition (with repetition only where a row has fewer). Half of the furniture's queries are uniform in the cube,
+    half lie near the surface.
 
     Args:
         num_input_points: P.
-        num_queries: N; `None` gives all of the row's points in their order, as evaluation wants them.
+        num_queries: N; `None` gives all of the row's points in their order, as evaluation wants them (16384 of furniture).
         point_noise: standard deviation of normal noise on `inputs`, along each axis, in lengths of the cube's side
             (0.005 in Convolutional Occupancy Networks).
         uniform_queries: only queries that are uniform in the cube, as the volumetric IoU wants them.
 
     Raises:
-        ValueError: arguments outside these ranges; when called, a row without points, with values that are not finite,
-            or with fewer bits than points.
+        ValueError: arguments outside these ranges; when called, a row whose files cannot be read, without points, with
+            values that are not finite, or with fewer bits than points.
     """
 
     def __init__(
@@ -91,27 +99,42 @@ class ShapeExamples:
         self.uniform_queries = uniform_queries
 
     def __call__(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        surface = _checked_points(row, "surface")  # (K, 3)
-        points = _checked_points(row, "points")  # (M, 3)
-        bits = np.asarray(row["occupancies"], dtype=np.uint8)
-        if 8 * len(bits) < len(points):
-            raise ValueError(f"shape {row.get('name')!r} has {len(points)} points but {8 * len(bits)} occupancies")
-        available = int(row["num_uniform"]) if self.uniform_queries else len(points)
-
-        inputs = surface[_draw(len(surface), self.num_input_points, rng)]
+        draw = self._draw_furniture if "seed" in row else self._draw_stored
+        inputs, coords, inside = draw(row, rng)  # (P, 3), (N, 3), (N,)
         if self.point_noise:
             inputs = inputs + self.point_noise * rng.standard_normal(inputs.shape)
-        queries = np.arange(available) if self.num_queries is None else _draw(available, self.num_queries, rng)
-        targets = bits[queries // 8] >> (7 - queries % 8) & 1
-
         example: dict[str, Any] = {
             "inputs": torch.from_numpy(inputs.astype(np.float32)),
-            "coords": torch.from_numpy(points[queries].astype(np.float32)),
-            "targets": torch.from_numpy(targets.astype(np.float32)[:, None]),
+            "coords": torch.from_numpy(coords.astype(np.float32)),
+            "targets": torch.from_numpy(inside.astype(np.float32)[:, None]),
         }
         if "caption" in row:
             example["caption"] = caption_of(row, rng)
         return example
+
+    def _draw_furniture(self, row: Mapping[str, Any], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        solid = _furniture_solid(tuple(int(number) for number in row["seed"]))
+        inputs, _ = solid.sample_surface(self.num_input_points, rng)
+        count = self.num_queries or _ALL_QUERIES
+        coords = sample_queries(inputs, count if self.uniform_queries else count - count // 2, count, rng)
+        return inputs, coords, solid.contains(coords)
+
+    def _draw_stored(self, row: Mapping[str, Any], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        if "folder" in row:
+            row = {**row, **read_onet_model(Path(row["folder"]))}
+        surface, points = _checked_points(row, "surface"), _checked_points(row, "points")  # (K, 3), (M, 3)
+        bits = np.asarray(row["occupancies"], dtype=np.uint8)
+        if 8 * len(bits) < len(points):
+            raise ValueError(f"shape {row.get('name')!r} has {len(points)} points but {8 * len(bits)} occupancies")
+        available = int(row["num_uniform"]) if self.uniform_queries else len(points)
+        inputs = surface[_choose(len(surface), self.num_input_points, rng)]
+        queries = np.arange(available) if self.num_queries is None else _choose(available, self.num_queries, rng)
+        return inputs, points[queries], bits[queries // 8] >> (7 - queries % 8) & 1
+
+
+@lru_cache(maxsize=4096)
+def _furniture_solid(seed: tuple[int, ...]) -> Solid:
+    return Furniture.from_seed(seed).solid
 
 
 def _checked_points(row: Mapping[str, Any], column: str) -> np.ndarray:
@@ -123,7 +146,7 @@ def _checked_points(row: Mapping[str, Any], column: str) -> np.ndarray:
     return points
 
 
-def _draw(available: int, count: int, rng: np.random.Generator) -> np.ndarray:
+def _choose(available: int, count: int, rng: np.random.Generator) -> np.ndarray:
     if available < 1:
         raise ValueError("the shape has no points of the kind that is asked for")
     return rng.choice(available, count, replace=available < count)
@@ -177,25 +200,7 @@ def load_shape_dataset(
 
         folder = split_folder(train_data_dir, split)
         dataset = load_mesh_folder(folder, caption_column, strict, cache_dir=cache_dir, num_proc=num_proc)
-    return _stream_of(dataset, strict) if streaming else dataset
-
-
-def _stream_of(dataset: datasets.Dataset, strict: bool) -> datasets.IterableDataset:
-    # Not `to_iterable_dataset`, which would lose the reading of files that is set as the rows' transform.
-    sources = {"dataset": dataset, "strict": strict, "indices": list(range(len(dataset)))}
-    return datasets.IterableDataset.from_generator(_read_rows, gen_kwargs=sources)
-
-
-def _read_rows(dataset: datasets.Dataset, strict: bool, indices: list[int]) -> Iterator[dict[str, Any]]:
-    for index in indices:
-        try:
-            row = dataset[index]
-        except (ValueError, OSError) as error:
-            if strict:
-                raise
-            logger.warning("skipping %s", error)
-        else:
-            yield row
+    return as_stream(dataset) if streaming else dataset
 
 
 def _load_named(
@@ -229,7 +234,7 @@ def load_onet_folder(
     captions_file: str | os.PathLike | None = None,
     strict: bool = False,
 ) -> datasets.Dataset:
-    """Rows of the ShapeNet that Occupancy Networks preprocessed; the arrays are read from its files row by row.
+    """Rows of the ShapeNet that Occupancy Networks preprocessed: `name`, `folder`, and `caption` where there are any.
 
     The layout is `<class>/<id>/points.npz` (`points`, `occupancies`, packed to bits or not) and `pointcloud.npz`
     (`points`), with `<class>/train.lst`, `val.lst` and `test.lst` of ids, and names of the classes in `metadata.yaml`; or
@@ -243,7 +248,7 @@ def load_onet_folder(
         split: "train", "validation" or "test".
         captions_file: `None` takes a `captions*.csv` in `folder` if there is one.
         strict: a shape that lacks a file raises; otherwise it is named in a warning, skipped and counted. Damage within
-            a file shows only when its row is read (`ValueError`).
+            a file shows only when it is read for an example (`ValueError`).
 
     Raises:
         FileNotFoundError: no such folder, or a class has lists but none for `split`.
@@ -267,7 +272,7 @@ def load_onet_folder(
     columns["folder"] = [str(model) for model in models]
     if captions or names:
         columns["caption"] = [captions.get(m.name) or names.get(m.parent.name, []) for m in models]
-    return datasets.Dataset.from_dict(columns).with_transform(_read_onet)
+    return datasets.Dataset.from_dict(columns)
 
 
 def _models_of(folder: Path, list_name: str) -> list[Path]:
@@ -285,20 +290,18 @@ def _check_files(model: Path) -> None:
         raise ValueError(f"{model}: no {' and no '.join(missing)}")
 
 
-def _read_onet(batch: dict[str, list]) -> dict[str, list]:
-    rows: dict[str, list] = {key: list(values) for key, values in batch.items() if key != "folder"}
-    for column in (*_COLUMNS, "num_uniform"):
-        rows[column] = []
-    for folder in batch["folder"]:
-        queries = _read_arrays(Path(folder, "points.npz"), ("points", "occupancies"))
-        points, occupancies = queries["points"], queries["occupancies"]
-        if occupancies.shape == points.shape[:1]:
-            occupancies = np.packbits(occupancies > 0)
-        rows["surface"].append(_read_arrays(Path(folder, "pointcloud.npz"), ("points",))["points"])
-        rows["points"].append(points)
-        rows["occupancies"].append(occupancies)
-        rows["num_uniform"].append(len(points))
-    return rows
+def read_onet_model(folder: Path) -> dict[str, Any]:
+    """The columns `surface`, `points`, `occupancies` and `num_uniform` of one shape in Occupancy Networks' layout.
+
+    Raises:
+        ValueError: a file that is missing, damaged or lacks an array; the message names it.
+    """
+    queries = _read_arrays(folder / "points.npz", ("points", "occupancies"))
+    points, occupancies = queries["points"], queries["occupancies"]
+    if occupancies.shape == points.shape[:1]:
+        occupancies = np.packbits(occupancies > 0)
+    surface = _read_arrays(folder / "pointcloud.npz", ("points",))["points"]
+    return {"surface": surface, "points": points, "occupancies": occupancies, "num_uniform": len(points)}
 
 
 def _read_arrays(file: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:

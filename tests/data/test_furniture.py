@@ -131,39 +131,36 @@ class TestFurniture:
 
 
 class TestRows:
-    def test_columns(self):
-        row = load_furniture(4, num_surface_points=100, num_points=64)[2]
-        assert row["surface"].shape == (100, 3)
-        assert row["surface"].dtype == np.float32
-        assert row["points"].shape == (64, 3)
-        assert row["points"].dtype == np.float16
-        assert row["occupancies"].shape == (8,)
-        assert row["num_uniform"] == 32
-        assert isinstance(row["caption"], str)
-
-    def test_row_is_the_same_whatever_the_number_of_rows(self):
+    def test_rows_do_not_depend_on_their_number(self):
         few, many = load_furniture(3), load_furniture(9)
-        for name in ("surface", "points", "occupancies"):
-            assert np.array_equal(few[2][name], many[2][name])
+        assert few[:] == many[:3]
+        assert load_furniture(3, seed=1)["caption"] != few["caption"]
 
-    def test_examples_agree_with_the_solid(self):
-        dataset = SignalDataset(load_furniture(5, seed=4), ShapeExamples(256, 1024))
+    @pytest.mark.parametrize("split", ["train", "test"])
+    def test_examples_agree_with_the_solid(self, split):
+        rows = load_furniture(5, seed=4, split=split)
+        dataset = SignalDataset(rows, ShapeExamples(256, 1024))
         for i in range(5):
             example = dataset[i]
-            solid = Furniture.from_seed((4, 0, i), "train").solid
-            inside = solid.contains(example["coords"].double().numpy())
+            piece = Furniture.from_seed(rows[i]["seed"])
+            inside = piece.solid.contains(example["coords"].double().numpy())
             assert np.array_equal(example["targets"][:, 0].numpy() > 0.5, inside)
             assert 0.05 < inside.mean() < 0.7
             surface = example["inputs"].double().numpy()
-            centre = 1e-3 * np.random.default_rng(0).standard_normal(surface.shape)
-            assert 0.3 < solid.contains(surface + centre).mean() < 0.7
-            assert example["caption"] == Furniture.from_seed((4, 0, i), "train").caption
+            beside = 1e-3 * np.random.default_rng(0).standard_normal(surface.shape)
+            assert 0.3 < piece.solid.contains(surface + beside).mean() < 0.7
+            assert example["caption"] == piece.caption
+            uniform = ShapeExamples(8, 1000, uniform_queries=True)(rows[i], np.random.default_rng(0))["coords"]
+            assert uniform.std().item() == pytest.approx(1 / 12**0.5, abs=0.02)
+
+    def test_points_are_new_in_every_epoch(self):
+        dataset = SignalDataset(load_furniture(2), ShapeExamples(64, 64))
+        first = dataset[1]
+        dataset.set_epoch(1)
+        assert not torch.equal(dataset[1]["inputs"], first["inputs"])
+        dataset.set_epoch(0)
+        assert torch.equal(dataset[1]["inputs"], first["inputs"])
 
     def test_stream_has_the_same_rows(self):
-        rows = list(load_shape_dataset(dataset_name="procedural", split="test", streaming=True).take(2))
-        dataset = load_shape_dataset(dataset_name="procedural", split="test")
-        assert [row["caption"] for row in rows] == dataset[:2]["caption"]
-        example = ShapeExamples(16, 16)(rows[1], np.random.default_rng(0))
-        again = ShapeExamples(16, 16)(dataset[1], np.random.default_rng(0))
-        assert torch.equal(example["coords"], again["coords"])
-        assert torch.equal(example["targets"], again["targets"])
+        stream = load_shape_dataset(dataset_name="procedural", split="test", streaming=True)
+        assert list(stream.take(2)) == list(load_furniture(2, split="test"))

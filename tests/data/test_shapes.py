@@ -21,7 +21,7 @@ import torch
 import trimesh
 
 from diffusers_ddmi.data import meshes
-from diffusers_ddmi.data.base import SignalDataset
+from diffusers_ddmi.data.base import SignalDataset, SignalStream
 from diffusers_ddmi.data.mesh_sampling import sample_triangles
 from diffusers_ddmi.data.mesh_solids import MeshSolid, load_solid
 from diffusers_ddmi.data.meshes import load_mesh_folder
@@ -312,6 +312,14 @@ class TestMeshFolder:
         with pytest.raises(FileNotFoundError, match="no such folder"):
             load_shape_dataset(tmp_path / "missing")
 
+    def test_stream_has_the_same_rows(self, folder):
+        cache = folder.parent / "cache"
+        rows, stream = (load_shape_dataset(folder, cache_dir=cache, num_proc=1, streaming=s) for s in (False, True))
+        for row, streamed in zip(rows, stream):
+            assert all(np.array_equal(row[name], streamed[name]) for name in row)
+            example = ShapeExamples(10, 10)(streamed, np.random.default_rng(0))
+            assert torch.equal(example["targets"], ShapeExamples(10, 10)(row, np.random.default_rng(0))["targets"])
+
     def test_refuses_bad_numbers(self, folder):
         with pytest.raises(ValueError, match="multiple of 8, got 200 and 12"):
             load(folder, num_points=12)
@@ -401,8 +409,8 @@ class TestONet:
         assert dataset.num_bad == 1
         with pytest.raises(ValueError, match=r"no pointcloud\.npz"):
             load_onet_folder(onet, strict=True)
-        streamed = list(load_shape_dataset(onet, streaming=True))
-        assert [row["name"] for row in streamed] == ["tables/c"]
+        stream = SignalStream(load_shape_dataset(onet, streaming=True), ShapeExamples(10, 10))
+        assert [example["caption"] for example in stream] == ["table"]
 
     def test_lists_and_splits(self, onet):
         with pytest.raises(FileNotFoundError, match=r"no val\.lst; it has test\.lst, train\.lst"):
