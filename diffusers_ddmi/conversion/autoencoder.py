@@ -92,8 +92,12 @@ def autoencoder_config(official: OfficialConfig, encoder_planes: Sequence[str] |
     if official.domain in ("occupancy", "nerf"):
         config["mixing_order"] = [0, 2, 1]
         config["encoder_config"] = _point_encoder_config(official)
+    if official.domain == "occupancy":
+        config["upper_limit"] = 1 - 1e-5
     if official.domain == "nerf":
-        config.update(extent=[-3.5, 3.5], bounds=[-3.5, 3.5])
+        # World units over 3.5 drive the planes. The objects themselves lie within half a unit, and the official rays
+        # begin at 2 and end at 6 around them: the default orbit of a box of this size has the radius 4.
+        config.update(extent=[-3.5, 3.5], bounds=[-1.0, 1.0])
     return config
 
 

@@ -97,6 +97,7 @@ class AutoencoderD2C(ModelMixin, AutoencoderMixin, ConfigMixin):
             `planes` only in converted weights, whose encoder and decoder name planes differently.
         plane_coordinates: see [`BasisFieldDecoder`].
         extent: `(low, high)` of the coordinates that the planes span.
+        upper_limit: see [`BasisFieldDecoder`].
         align_corners: see [`BasisFieldDecoder`].
         bounds: `(low, high)` where the signal lives.
         encoder_config: further arguments of the modality's encoder: [`PointEncoder`] or [`VideoEncoder`].
@@ -152,6 +153,7 @@ class AutoencoderD2C(ModelMixin, AutoencoderMixin, ConfigMixin):
         encoder_planes: tuple[str, ...] | None = None,
         plane_coordinates: tuple[str, ...] | None = None,
         extent: tuple[float, float] | None = None,
+        upper_limit: float = 1.0,
         align_corners: bool | None = None,
         bounds: tuple[float, float] | None = None,
         encoder_config: dict[str, Any] | None = None,
@@ -189,6 +191,7 @@ class AutoencoderD2C(ModelMixin, AutoencoderMixin, ConfigMixin):
             num_scales=num_scales,
             plane_coordinates=plane_coordinates,
             extent=tuple(extent or row.extent),
+            upper_limit=upper_limit,
             align_corners=row.align_corners if align_corners is None else align_corners,
             reduction=row.reduction,
             **shared,

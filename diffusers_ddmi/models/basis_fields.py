@@ -39,6 +39,7 @@ class BasisFields:
         extent: `(low, high)` that the planes span, the same for every axis.
         align_corners: whether the extent's ends are the centres of the outermost cells (else their outer edges).
         reduction: `"sum"` adds the embeddings of the planes, `"concat"` joins them on the channel axis.
+        upper_limit: largest position on the extent, relative to it; positions beyond are moved there.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class BasisFields:
         extent: tuple[float, float],
         align_corners: bool,
         reduction: str,
+        upper_limit: float = 1.0,
     ):
         if reduction not in ("sum", "concat"):
             raise ValueError(f"`reduction` must be 'sum' or 'concat', got {reduction!r}.")
@@ -61,6 +63,7 @@ class BasisFields:
         self.extent = tuple(extent)
         self.align_corners = align_corners
         self.reduction = reduction
+        self.upper_limit = upper_limit
         self.batch_size = fields[0][0].shape[0]
         self.sizes = [[tuple(plane.shape[-2:]) for plane in scale] for scale in fields]
         # (rows, channels) a scale; plane after plane, in each the batch, in each item row by row.
@@ -99,6 +102,8 @@ class BasisFields:
         low, high = self.extent
         coords = coords.to(torch.promote_types(coords.dtype, torch.float32))
         unit = (coords - low) / (high - low)  # [0, 1] over the extent
+        if self.upper_limit < 1:
+            unit = unit.clamp(max=self.upper_limit)
         if unit.ndim == 2:
             unit = unit[None]
         return [self._interpolate_scale(scale, unit) for scale in range(self.num_scales)]
@@ -154,7 +159,9 @@ class BasisFields:
         return first._with([[torch.cat(planes) for planes in scale] for scale in scales])
 
     def _with(self, fields: Sequence[Sequence[torch.Tensor]]) -> BasisFields:
-        return BasisFields(fields, self.axes, self.planes, self.extent, self.align_corners, self.reduction)
+        return BasisFields(
+            fields, self.axes, self.planes, self.extent, self.align_corners, self.reduction, self.upper_limit
+        )
 
 
 class BasisFieldDecoder(ModelMixin, ConfigMixin):
@@ -188,6 +195,8 @@ class BasisFieldDecoder(ModelMixin, ConfigMixin):
         extent: `(low, high)` of the coordinates that the planes span.
         align_corners: whether the extent's ends are the centres of the outermost cells (else their outer edges).
         reduction: `"sum"` or `"concat"` of the planes' embeddings.
+        upper_limit: largest position on the extent, relative to it. Only converted weights of the official shape model
+            have one below 1: it keeps positions outside of its box a little away from the last cell's centre.
 
     Raises:
         ValueError: an argument does not fit the others; the message says which.
@@ -220,6 +229,7 @@ class BasisFieldDecoder(ModelMixin, ConfigMixin):
         extent: tuple[float, float] = (-1.0, 1.0),
         align_corners: bool = False,
         reduction: str = "concat",
+        upper_limit: float = 1.0,
     ):
         super().__init__()
         num_levels = len(block_out_channels)
@@ -269,6 +279,7 @@ class BasisFieldDecoder(ModelMixin, ConfigMixin):
             extent=tuple(config.extent),
             align_corners=config.align_corners,
             reduction=config.reduction,
+            upper_limit=config.upper_limit,
         )
 
 
