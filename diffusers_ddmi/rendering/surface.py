@@ -143,12 +143,12 @@ class _Sampler:
         self.field, self.batch_size, self.resolution, self.level = field, batch_size, resolution, level
         self.box, self.device = box, device
         self.points_per_call = max(1, chunk_size // batch_size)
-        line = torch.arange(resolution + 2, device=device)[:, None].expand(-1, 3)
-        self.node_lines = self.coordinates(line).float().T.contiguous()  # (3, resolution + 2)
+        line = torch.arange(resolution + 2)[:, None].expand(-1, 3)
+        self.node_lines = self.coordinates(line).float().T.contiguous().to(device)  # (3, resolution + 2)
 
     def coordinates(self, nodes: torch.Tensor) -> torch.Tensor:
-        """Nodes 1..resolution, or numbers between, `(points, 3)` -> coordinates in the box, float64."""
-        low, high = torch.as_tensor(self.box, dtype=torch.float64, device=nodes.device)
+        """Nodes 1..resolution, or numbers between, `(points, 3)` on the CPU -> coordinates in the box, float64."""
+        low, high = torch.from_numpy(self.box)
         # Weighting the two ends gives them exactly, and the middle of a box about the origin too.
         fraction = (nodes.double() - 1) / (self.resolution - 1)
         return low * (1 - fraction) + high * fraction
@@ -168,8 +168,8 @@ class _Sampler:
         asked = np.flatnonzero((np.concatenate(agreement) < math.cos(flat_angle)) & inside)
 
         owner = torch.from_numpy(np.repeat(np.arange(self.batch_size), counts)[asked]).to(self.device)
-        where = torch.from_numpy(points[asked]).to(self.device).float()
-        gradient = self._evaluate(owner, where, self._call_gradient).double().cpu().numpy()
+        where = torch.from_numpy(points[asked]).float().to(self.device)
+        gradient = self._evaluate(owner, where, self._call_gradient).cpu().double().numpy()
         length = np.linalg.norm(gradient, axis=1)
         usable = (length > 0) & np.isfinite(length)
         normals[asked[usable]] = -gradient[usable] / length[usable, None]
@@ -206,7 +206,13 @@ class _Sampler:
     def _call_gradient(self, points: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode(False), torch.enable_grad():
             points = points.clone().requires_grad_()
-            values = self.field(points)
+            try:
+                values = self.field(points)
+            except RuntimeError as error:
+                if "Inference tensors" not in str(error):
+                    raise
+                # A field made in inference mode can never be differentiated; the triangles' normals have to do.
+                return torch.zeros_like(points)
             if not values.requires_grad:
                 return torch.zeros_like(points)
             return torch.autograd.grad(values.sum(), points)[0]
@@ -246,7 +252,7 @@ def _march(grid: SparseGrid, sampler: _Sampler) -> list[tuple[np.ndarray, np.nda
             warnings.warn(message, UserWarning, stacklevel=3)
             surfaces.append((np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64)))
         else:
-            surfaces.append((vertices[start:end].cpu().numpy(), (faces[face_owner == index] - start).cpu().numpy()))
+            surfaces.append((vertices[start:end].numpy(), (faces[face_owner == index] - start).cpu().numpy()))
     return surfaces
 
 
@@ -277,7 +283,8 @@ def _vertices(keys: torch.Tensor, grid: SparseGrid, sampler: _Sampler) -> torch.
     owner = node // side**3
     start = torch.stack([node // side**2 % side, node // side % side, node % side], dim=-1)
     along = torch.eye(4, 3, dtype=torch.long, device=keys.device)[kind]  # none for kind 3, a node
-    first, second = grid.values_at(owner, start).double(), grid.values_at(owner, start + along).double()
+    first, second = (grid.values_at(owner, node).cpu().double() for node in (start, start + along))
+    start, along, kind = start.cpu(), along.cpu(), kind.cpu()
     fraction = first / torch.where(kind < 3, first - second, 1.0)
     fraction = fraction.clamp(_NODE_CLEARANCE, 1 - _NODE_CLEARANCE)
     return sampler.coordinates(start + along * fraction[:, None])
@@ -302,7 +309,8 @@ def _simplified(vertices: np.ndarray, faces: np.ndarray, simplify: float | int) 
     target = simplify if isinstance(simplify, numbers.Integral) else round(simplify * len(faces))
     if target >= len(faces):
         return vertices, faces
-    vertices, faces = fast_simplification.simplify(vertices, faces, target_count=max(int(target), 4))
+    # The package's own aggressiveness, 7, dents flat sides; 3 takes as long.
+    vertices, faces = fast_simplification.simplify(vertices, faces, target_count=max(int(target), 4), agg=3)
     return np.asarray(vertices, dtype=np.float64), np.asarray(faces, dtype=np.int64)
 
 
