@@ -64,7 +64,8 @@ def write_reports(
         left_out: a sentence for each metric that could not be computed.
         timing: stage -> {"items", "seconds"}, and what else belongs to one machine.
     """
-    rows = [{k: _json_number(v) for k, v in vars(figure).items() if v not in (None, "")} for figure in figures]
+    seed = {"seed": facts["settings"]["seed"]}
+    rows = [{k: _json_number(v) for k, v in vars(figure).items() if v not in (None, "")} | seed for figure in figures]
     report = {**facts, "figures": rows, "left_out": list(left_out)}
     write_text(output_dir / "report.json", json.dumps(report, indent=1, sort_keys=True, allow_nan=False) + "\n")
     write_text(output_dir / "timing.json", json.dumps(timing, indent=1, sort_keys=True) + "\n")
