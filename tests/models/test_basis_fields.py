@@ -173,15 +173,15 @@ def test_crossed_plane_coordinates():
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_gradients(align_corners, reduction):
     """To the planes and to the coordinates, against finite differences in float64."""
-    planes = [draw(2, 1, 2, 3, seed=plane, dtype=torch.float64).requires_grad_() for plane in range(3)]
-    coords = draw_coords(2, 4, 3, low=-0.9, high=0.9).double().requires_grad_()
+    planes = [draw(2, 1, 2, 2, seed=plane, dtype=torch.float64).requires_grad_() for plane in range(3)]
+    coords = draw_coords(2, 3, 3, low=-0.9, high=0.9).double().requires_grad_()
 
     def interpolate(coords, *planes):
         return BasisFields([planes], "xyz", TRIPLANE, (-1, 1), align_corners, reduction).interpolate(coords)[0]
 
     assert torch.autograd.gradcheck(interpolate, (coords, *planes))
     shared = coords.detach()[0].requires_grad_()
-    assert torch.autograd.gradcheck(interpolate, (shared, *planes))
+    assert torch.autograd.gradcheck(interpolate, (shared, *planes), fast_mode=True)
 
 
 def test_gradients_of_the_coordinates_are_the_slopes():
@@ -216,14 +216,6 @@ def test_select_and_cat_and_map():
         assert torch.equal(joined, values)
     for doubled, values in zip(basis_fields.map(lambda rows: 2 * rows).interpolate(coords), whole, strict=True):
         torch.testing.assert_close(doubled, 2 * values)
-
-
-def test_interpolation_compiles_to_one_graph():
-    basis_fields = BasisFields([[draw(2, 4, 3, 3)], [draw(2, 4, 6, 6)]], "xy", ("xy",), (-1, 1), False, "concat")
-    coords = draw_coords(2, 20, 2, low=-1, high=1)
-    compiled = torch.compile(basis_fields.interpolate, backend="eager", fullgraph=True)
-    for value, expected in zip(compiled(coords), basis_fields.interpolate(coords), strict=True):
-        assert torch.equal(value, expected)
 
 
 def test_wrong_fields():
