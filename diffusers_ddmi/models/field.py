@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import torch
@@ -198,10 +199,15 @@ class NeuralField:
         """`scale` as `(batch or 1,)`, float32, on the field's device."""
         if scale is None:
             return torch.ones(1, device=self.device)
-        scale = torch.as_tensor(scale, device=self.device, dtype=torch.float32).reshape(-1)
-        if scale.shape[0] not in (1, self.batch_size) or not bool(((scale > 0) & scale.isfinite()).all()):
+        if isinstance(scale, (int, float)):  # needs no wait for the device, and no break in compiled code
+            valid = 0 < scale < math.inf
+            values = torch.full((1,), float(scale), device=self.device)
+        else:
+            values = torch.as_tensor(scale, device=self.device, dtype=torch.float32).reshape(-1)
+            valid = values.shape[0] in (1, self.batch_size) and bool(((values > 0) & values.isfinite()).all())
+        if not valid:
             raise ValueError(
                 f"`scale` must be a positive number, or one for each of the {self.batch_size} signals, got "
-                f"{scale.tolist()}."
+                f"{values.tolist()}."
             )
-        return scale
+        return values
