@@ -45,6 +45,21 @@ ENCODER_PLANES = {
     ("video", 1): ("xy", "yt", "xt"),
     ("video", 2): ("xy", "yt", "xt"),
 }
+# How coordinates fall onto the planes. Shapes: ConvONet's padding of 0.1 around the unit cube, fixed in the read-out.
+GEOMETRY = {
+    "image": {"extent": [-1.0, 1.0], "align_corners": False, "bounds": [-1.0, 1.0]},
+    "occupancy": {
+        "extent": [-0.550005, 0.550005],
+        "align_corners": True,
+        "upper_limit": 1 - 1e-5,
+        "bounds": [-0.5, 0.5],
+    },
+    "video": {"extent": [-1.0, 1.0], "align_corners": True, "bounds": [-1.0, 1.0]},
+    # World units over 3.5 drive the planes. The objects themselves lie within half a unit, and the official rays begin
+    # at 2 and end at 6 around them: the default orbit of a box of this size has the radius 4.
+    "nerf": {"extent": [-3.5, 3.5], "align_corners": True, "bounds": [-1.0, 1.0]},
+}
+PLANE_MIXING = {"image": "none", "occupancy": "convolution", "video": "attention", "nerf": "convolution"}
 ATTENTION_HEADS = {"vanilla": 1, "vanilla-multihead": 16}
 # Fixed in the official video encoder, whatever its configuration.
 VIDEO_PATCH_SIZE = 8
@@ -79,7 +94,9 @@ def autoencoder_config(official: OfficialConfig, encoder_planes: Sequence[str] |
         "basis_channels": settings["out_ch"],
         "num_scales": _num_scales(official, levels),
         "attention_heads": heads,
+        "plane_mixing": PLANE_MIXING[official.domain],
         "readout_config": _readout_config(official),
+        **GEOMETRY[official.domain],
     }
     if official.domain == "image":
         # Every scale is relative to 256 pixels there, and goes into the read-out as it is.
@@ -92,12 +109,6 @@ def autoencoder_config(official: OfficialConfig, encoder_planes: Sequence[str] |
     if official.domain in ("occupancy", "nerf"):
         config["mixing_order"] = [0, 2, 1]
         config["encoder_config"] = _point_encoder_config(official)
-    if official.domain == "occupancy":
-        config["upper_limit"] = 1 - 1e-5
-    if official.domain == "nerf":
-        # World units over 3.5 drive the planes. The objects themselves lie within half a unit, and the official rays
-        # begin at 2 and end at 6 around them: the default orbit of a box of this size has the radius 4.
-        config.update(extent=[-3.5, 3.5], bounds=[-1.0, 1.0])
     return config
 
 
@@ -164,6 +175,9 @@ def _readout_config(official: OfficialConfig) -> dict[str, Any]:
         config["noise_injection"] = True
     elif official.domain == "occupancy":
         _insist(official, "mlpconfig.in_ch", settings["in_ch"], 3)
+        config.update(coordinate_channels=3, final_slope=None)
+    else:
+        config["final_slope"] = 0.2
     return config
 
 
@@ -195,7 +209,6 @@ def _video_config(official: OfficialConfig) -> dict[str, Any]:
         "mixing_heads": 8,
         # Width and height of the second and third plane are driven by (t, x) and (t, y), although they hold (x, t), (y, t).
         "plane_coordinates": ["xy", "tx", "ty"],
-        "align_corners": True,
         "encoder_config": {
             "patch_size": VIDEO_PATCH_SIZE,
             "hidden_channels": settings["timesformer_channels"],

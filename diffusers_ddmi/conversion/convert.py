@@ -76,6 +76,18 @@ _SAMPLING = (
     "The official sampler is DDIM with {steps} steps and `eta={eta}`; `scheduler/` holds it, and its timesteps agree with "
     "the official ones for numbers of steps that divide {timesteps}."
 )
+_SHOWING = {
+    "image": (
+        " The official read-out adds fresh noise to its features, also when sampling; its weights are kept "
+        "(`vae.readout.noise_weights`), and left out of rendering, so that a field is a function."
+    ),
+    "occupancy": " The official meshes are extracted at `level=0.2`, `resolution=256`.",
+    "video": "",
+    "nerf": (
+        ' The official views are rendered from `Cameras(..., near=2, far=6, pixel_offset=0, bounds_along="axis")` by '
+        "`render_views(..., num_samples={num_samples}, last_interval_infinite=True)`."
+    ),
+}
 
 
 @dataclass
@@ -349,6 +361,8 @@ def _write_card(folder: Path, checkpoint: Path, official: OfficialConfig, report
             eta=official.diffusion["ddim_sampling_eta"],
             timesteps=official.diffusion["timesteps"],
         )
+        num_samples = official.radiance["N_samples"] if official.radiance is not None else None
+        sampling += _SHOWING[official.domain].format(num_samples=num_samples)
     text = _CARD.format(checkpoint=checkpoint.name, weights=report.weights, config=official.name, sampling=sampling)
     card = folder / "README.md"
     existing = card.read_text(encoding="utf-8") if card.exists() else f"# {report.output_dir.name}\n"

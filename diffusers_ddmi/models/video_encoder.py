@@ -157,8 +157,7 @@ class VideoEncoder(CheckpointedModule):
         depth, heads, head_dim: the space-time blocks.
         plane_depth, plane_heads, plane_head_dim, plane_inner_dim: the planes' transformers; `plane_head_dim` is
             hidden_channels / 8 if None.
-        planes: the planes in the order in which they are returned. Published weights name the last two the other way
-            round: ("xy", "yt", "xt").
+        planes: the planes in the order in which they are returned.
         read_first: whether the planes' transformers return their first token (published weights) instead of their
             summary token.
         paired_time_rotary: whether time is embedded by proper rotations; published weights are not (`time_rotary`).
