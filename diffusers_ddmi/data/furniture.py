@@ -191,7 +191,7 @@ def _draw_told_design(rng: np.random.Generator) -> tuple[Design, frozenset[str]]
 
 
 def split_of(design: Design, told: Set[str]) -> str:
-    """ "train" or "test", by what is told of the design; captions that tell less than two properties are for training."""
+    """The split that a caption belongs to, by what it tells; those that tell less than two properties are for training."""
     if len(told) < 2:
         return "train"
     combination = repr((design["kind"], [(name, design[name]) for name in sorted(told)]))
@@ -207,17 +207,14 @@ def describe(design: Design, told: Set[str], rng: np.random.Generator) -> str:
     adjectives, features = list(words.adjectives()), [text for text in words.features() if text]
     noun = words.noun()
     rng.shuffle(features)
-    phrase = " ".join([*adjectives, noun])
-    article = "an" if phrase[0] in "aeiou" else "a"
-    listed = features[0] if features else ""
-    if len(features) > 1:
-        listed = ", ".join(features[:-1]) + " and " + features[-1]
+    phrase = " ".join([*adjectives, noun])  # none of these words begins with a vowel
     if not features:
-        return words.one_of(f"{article} {phrase}", f"this is {article} {phrase}")
+        return words.one_of(f"a {phrase}", f"this is a {phrase}")
+    listed = " and ".join(filter(None, [", ".join(features[:-1]), features[-1]]))
     return words.one_of(
-        f"{article} {phrase} with {listed}",
-        f"{article} {phrase} with {listed}",
-        f"{article} {phrase} that has {listed}",
+        f"a {phrase} with {listed}",
+        f"a {phrase} with {listed}",
+        f"a {phrase} that has {listed}",
         f"this {phrase} has {listed}",
     )
 
