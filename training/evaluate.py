@@ -450,9 +450,28 @@ def facts_of(e: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def report(
+    e: Evaluation, settings: dict[str, Any], made: list[tuple[Measure, list[Figure]]], left_out: list[str]
+) -> str:
+    """Writes the reports, and returns the table and what belongs to it in Markdown."""
+    figures: list[Figure] = []
+    for measure, of_measure in made:
+        kept, absent = wanted_figures(measure, of_measure, e.args.metrics)
+        figures += kept
+        left_out = [*left_out, *absent]
+    facts = facts_of(e, settings)
+    timing = {
+        "stages": {name: {"items": s.count, "seconds": s.seconds} for name, s in e.stages.finished.items()},
+        "processes": e.accelerator.num_processes,
+        "device": str(e.accelerator.device),
+    }
+    write_reports(Path(e.args.output_dir), facts, figures, left_out, timing)
+    return markdown(facts, figures, left_out, timing)
+
+
 @torch.no_grad()
-def main(args: argparse.Namespace) -> list[Figure]:
-    """Generates, measures and reports. Returns the figures, on the main process."""
+def main(args: argparse.Namespace) -> Path:
+    """Generates, measures and reports. Returns the folder of the report."""
     folder = find_pipeline(args.pipeline)
     if args.update_model_card and not Path(args.pipeline).exists():
         raise ValueError("--update_model_card writes into a pipeline's folder; download the pipeline first.")
@@ -460,26 +479,14 @@ def main(args: argparse.Namespace) -> list[Figure]:
     e, settings = prepare(args, accelerator, folder)
     measures, left_out = choose_measures(e)
     e.latents = e.stages.run("samples", args.num_samples, partial(generate, e))
-    made = [(measure, measure.run(e)) for measure in measures]
-    if not accelerator.is_main_process:
-        return []
-    figures: list[Figure] = []
-    for measure, figures_of in made:
-        kept, absent = wanted_figures(measure, figures_of(), args.metrics)
-        figures += kept
-        left_out += absent
-    facts = facts_of(e, settings)
-    timing = {
-        "stages": {name: {"items": s.count, "seconds": s.seconds} for name, s in e.stages.finished.items()},
-        "processes": accelerator.num_processes,
-        "device": str(accelerator.device),
-    }
-    write_reports(Path(args.output_dir), facts, figures, left_out, timing)
-    section = markdown(facts, figures, left_out, timing)
-    if args.update_model_card:
-        update_model_card(folder / "README.md", section)
-    print(section)
-    return figures
+    measured = [(measure, measure.run(e)) for measure in measures]
+    if accelerator.is_main_process:
+        section = report(e, settings, [(measure, figures()) for measure, figures in measured], left_out)
+        if args.update_model_card:
+            update_model_card(folder / "README.md", section)
+        print(section)
+    accelerator.end_training()
+    return Path(args.output_dir)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def write_reports(
         timing: stage -> {"items", "seconds"}, and what else belongs to one machine.
     """
     seed = {"seed": facts["settings"]["seed"]}
-    rows = [{k: _json_number(v) for k, v in vars(figure).items() if v not in (None, "")} | seed for figure in figures]
+    rows = [{k: v for k, v in _as_json(figure).items() if v not in (None, "")} | seed for figure in figures]
     report = {**facts, "figures": rows, "left_out": list(left_out)}
     write_text(output_dir / "report.json", json.dumps(report, indent=1, sort_keys=True, allow_nan=False) + "\n")
     write_text(output_dir / "timing.json", json.dumps(timing, indent=1, sort_keys=True) + "\n")
@@ -73,8 +73,13 @@ def write_reports(
     write_text(output_dir / "report.md", title + markdown(facts, figures, left_out, timing))
 
 
-def _json_number(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+def _as_json(figure: Figure) -> dict[str, Any]:
+    """A figure's attributes. What differs from run to run, since sums of products are rounded as memory lies, is cut off."""
+    numbers = {"value": float(figure.value), "deviation": figure.deviation}
+    if not math.isfinite(figure.value):
+        return {**vars(figure), "value": str(figure.value), "deviation": None}
+    digits = 7 - math.floor(math.log10(abs(figure.value))) if figure.value else 7  # eight in all
+    return {**vars(figure), **{k: v if v is None else round(v, digits) for k, v in numbers.items()}}
 
 
 def markdown(
