@@ -65,7 +65,7 @@ def launch(script: str, **flags) -> None:
 def train(name: str, modality: str, folder: Path, data: dict, stage_1: dict, stage_2: dict) -> Path:
     """Both stages, unless they are done; returns the pipeline's folder."""
     vae, pipeline = folder / f"{name}-vae", folder / f"ddmi-{name}"
-    shared = {"preset": HERE / "presets" / name, "lr_scheduler": "cosine", "checkpointing_steps": 200, **data}
+    shared = {"preset": HERE / "presets" / name, "lr_scheduler": "cosine", "checkpointing_steps": 500, **data}
     if not (vae / "config.json").exists():
         launch("train_d2c_vae.py", modality=modality, output_dir=vae, **shared, **stage_1)
     if not (pipeline / "model_index.json").exists():
@@ -85,17 +85,17 @@ def digits(folder: Path) -> None:
             "train_batch_size": 32,
             "learning_rate": 2e-3,
             "lr_warmup_steps": 20,
-            "kl_weight": 0.01,
+            "kl_weight": 0.04,
             "kl_anneal_steps": 200,
-            "validation_steps": 200,
+            "validation_steps": 300,
         },
         stage_2={
-            "max_train_steps": 1500,
-            "train_batch_size": 64,
-            "learning_rate": 1e-3,
+            "max_train_steps": 3000,
+            "train_batch_size": 32,
+            "learning_rate": 1.5e-3,
             "lr_warmup_steps": 50,
             "cache_latents": True,
-            "validation_steps": 1500,
+            "validation_steps": 3000,
         },
     )
     pipe = DiffusionPipeline.from_pretrained(pipeline)
@@ -138,24 +138,24 @@ def furniture(folder: Path) -> None:
         folder,
         data={"dataset_name": "procedural"},
         stage_1={
-            "max_train_steps": 500,
+            "max_train_steps": 400,
             "train_batch_size": 16,
             "num_points": 1024,
             "num_queries": 1024,
             "learning_rate": 2e-3,
             "lr_warmup_steps": 20,
-            "kl_weight": 0.001,
+            "kl_weight": 0.02,
             "kl_anneal_steps": 200,
-            "validation_steps": 250,
+            "validation_steps": 400,
         },
         stage_2={
-            "max_train_steps": 1200,
+            "max_train_steps": 2500,
             "train_batch_size": 32,
             "learning_rate": 1e-3,
             "lr_warmup_steps": 50,
             "cache_latents": True,
             "train_text_encoder": True,
-            "validation_steps": 1200,
+            "validation_steps": 2500,
         },
     )
     pipe = DiffusionPipeline.from_pretrained(pipeline)

@@ -30,7 +30,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..models.autoencoder_d2c import AutoencoderD2C
 from ..models.field import NeuralField
-from ..models.unet_planes import PlanesUNet2DModel
+from ..models.unet_planes import MixedUNet2DModel, PlanesUNet2DModel
 from .hub import strip_local_paths, upload, write_model_card, write_remote_code
 
 
@@ -113,7 +113,7 @@ class DDMIPipeline(DiffusionPipeline):
     def __init__(
         self,
         vae: AutoencoderD2C,
-        unet: UNet2DModel | UNet2DConditionModel | PlanesUNet2DModel,
+        unet: UNet2DModel | MixedUNet2DModel | PlanesUNet2DModel | UNet2DConditionModel,
         scheduler: SchedulerMixin,
         tokenizer: CLIPTokenizer | None = None,
         text_encoder: CLIPTextModel | None = None,
