@@ -107,7 +107,7 @@ class TestFolder:
         assert (tmp_path / "vae" / "diffusion_pytorch_model.fp16.safetensors").exists()
         loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path, variant="fp16", dtype=torch.float16)
         assert loaded.vae.dtype == torch.float16
-        vae = diffusers.AutoModel.from_pretrained(tmp_path / "vae", variant="fp16")
+        vae = diffusers.AutoModel.from_pretrained(str(tmp_path / "vae"), variant="fp16")
         assert type(vae) is diffusers_ddmi.AutoencoderD2C
 
     def test_from_pipe_shares_the_components(self, pipe):
