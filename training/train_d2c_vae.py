@@ -60,7 +60,7 @@ from diffusers_ddmi.losses import (
     perceptual_loss,
     radiance_loss,
 )
-from diffusers_ddmi.rendering.rays import composite, sample_along_rays
+from diffusers_ddmi.rendering.rays import clip_to_bounds, composite, sample_along_rays
 from diffusers_ddmi.training_utils import sample_generators, step_generator
 
 
@@ -136,10 +136,13 @@ def render_batch_rays(vae: nn.Module, batch: Batch, args: argparse.Namespace, st
     draws = [None] * len(origins)
     if step is not None:
         draws = [step_generator(args.seed, n, purpose="rays", device=device) for n in step.samples]
-    samples = [
-        sample_along_rays(*rays, args.num_ray_samples, generator, stratified=generator is not None)
-        for *rays, generator in zip(origins, directions, batch["near"], batch["far"], draws)
-    ]
+    # Outside of its box a scene is empty, in training as in rendering: nothing may be learned there.
+    bounds = getattr(vae, "module", vae).bounds
+    samples = []
+    for start, direction, near, far, generator in zip(origins, directions, batch["near"], batch["far"], draws):
+        near, far = clip_to_bounds(start, direction, near, far, bounds)
+        stratified = generator is not None
+        samples.append(sample_along_rays(start, direction, near, far, args.num_ray_samples, generator, stratified))
     points, distances, deltas = (
         torch.stack([getattr(s, name) for s in samples]) for name in ("points", "distances", "deltas")
     )  # (B, R, S, 3), (B, R, S), (B, R, S)
