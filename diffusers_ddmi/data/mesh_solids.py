@@ -186,9 +186,10 @@ def _oriented(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, list
     """
     repairs = []
     part = _parts_of(faces, len(vertices))
-    faces, part, doubled = _single_sided(faces, part)
-    if doubled:
-        repairs.append(f"dropped {doubled} back sides")
+    single, part, doubled = _single_sided(faces, part)
+    if doubled.any():
+        repairs.append(f"dropped {len(faces) - len(single)} back sides")
+    faces = single
     torn = np.isin(part, np.unique(part[_conflicting(faces)]))
     if torn.any():
         consistent, _ = igl.bfs_orient(np.ascontiguousarray(faces[torn]))
@@ -197,12 +198,12 @@ def _oriented(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, list
         repairs.append(f"turned {turned} faces that disagreed with their neighbours")
 
     volumes, openness = _volumes_and_openness(vertices, faces, part)
-    # What is wide open has no inside of its own to judge it by; there the file is believed.
-    closed = openness < 0.2
-    if volumes[closed if closed.any() else ...].sum() < 0.0:
+    # Which side of a part with both was kept is chance.
+    if volumes[~doubled].sum() < 0.0:
         faces, volumes = faces[:, ::-1].copy(), -volumes
         repairs.append("turned inside out")
-    inward = np.flatnonzero(closed & (volumes < 0.0))
+    # What is wide open has no inside of its own to judge it by; there the file is believed.
+    inward = np.flatnonzero((openness < 0.2) & (volumes < 0.0))
     inward = [number for number in inward if not _is_cavity(vertices, faces, part, number)]
     if inward:
         chosen = np.isin(part, inward)
@@ -223,19 +224,19 @@ def _parts_of(faces: np.ndarray, num_vertices: int) -> np.ndarray:
     return np.unique(labels[: len(faces)], return_inverse=True)[1]
 
 
-def _single_sided(faces: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Without the back sides of parts that are modelled with both sides, whose winding numbers would cancel.
+def _single_sided(faces: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Faces without the back sides of parts that are modelled with both sides, whose winding numbers would cancel; the
+    part of each face; and which of the parts these are.
 
     In other parts, faces that are there twice are walls between solids that touch, and do cancel rightly.
     """
-    _, same, count = np.unique(np.sort(faces, axis=1), axis=0, return_inverse=True, return_counts=True)
-    twin = count[same] == 2
-    share = np.bincount(part, twin) / np.bincount(part)
-    both_sides = share[part] > 0.9
-    first = np.zeros(len(faces), dtype=bool)
-    first[np.unique(same, return_index=True)[1]] = True
-    keep = first | ~both_sides
-    return faces[keep], np.unique(part[keep], return_inverse=True)[1], int(np.count_nonzero(~keep))
+    _, first, same, count = np.unique(
+        np.sort(faces, axis=1), axis=0, return_index=True, return_inverse=True, return_counts=True
+    )
+    doubled = np.bincount(part, count[same] == 2) > 0.9 * np.bincount(part)
+    keep = ~doubled[part]
+    keep[first] = True
+    return faces[keep], part[keep], doubled
 
 
 def _conflicting(faces: np.ndarray) -> np.ndarray:
