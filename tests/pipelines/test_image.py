@@ -11,6 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import logging
+
 import diffusers
 import numpy as np
 import pytest
@@ -32,8 +34,24 @@ FITTING = (
     "UniPCMultistepScheduler",
     "LMSDiscreteScheduler",
     "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "DEISMultistepScheduler",
+    "LCMScheduler",
 )
 FOREIGN = ("FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+
+
+class Checkerboard:
+    """A field of black and white cells: -1 and 1."""
+
+    bounds, device = (-1.0, 1.0), torch.device("cpu")
+
+    def __init__(self, cells: int):
+        self.cells = cells
+
+    def __call__(self, coords, scale=None):
+        x, y = ((coords + 1) / 2 * self.cells).floor().long().unbind(-1)
+        return ((x + y) % 2 * 2.0 - 1)[None, :, None].expand(1, -1, 3)
 
 
 @pytest.fixture
@@ -96,14 +114,20 @@ class TestOneFunction:
         assert np.abs(together[0] - together[1]).max() > 1e-2
 
     def test_small_images_average_the_native_ones(self, pipe, seeded):
-        native, small = images(pipe, seeded, height=16, width=16), images(pipe, seeded, height=4, width=4)
+        small = images(pipe, seeded, height=4, width=4)
         field = images(pipe, seeded, output_type="field")
-        raw = field(
-            torch.stack(torch.meshgrid(*[(2 * torch.arange(16) + 1) / 16 - 1] * 2, indexing="xy"), -1).flatten(0, 1)
-        )
-        expected = raw.unflatten(1, (4, 4, 4, 4)).mean(dim=(2, 4)).add(1).div(2).clamp(0, 1)
+        centres = (2 * torch.arange(16) + 1) / 16 - 1
+        values = field(torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1).flatten(0, 1))
+        expected = values.unflatten(1, (4, 4, 4, 4)).mean(dim=(2, 4)).add(1).div(2).clamp(0, 1)
         np.testing.assert_allclose(small, expected.numpy(), atol=1e-4)
-        assert native.shape[1] == 16
+
+    def test_what_is_too_fine_for_the_pixels_shows_as_its_mean(self, pipe):
+        """A checkerboard of native pixels has no pattern left at a quarter of the size."""
+        field = Checkerboard(cells=16)
+        small = pipe.render(field, "np", **pipe.check_render_inputs("np", 4, 4, None)).images
+        np.testing.assert_allclose(small, 0.5, atol=1e-6)
+        native = pipe.render(field, "np", **pipe.check_render_inputs("np", 16, 16, None)).images
+        assert set(np.unique(native)) == {0.0, 1.0}
 
 
 class TestSampling:
@@ -150,6 +174,13 @@ class TestSampling:
         assert seen == [(0, (1, *pipe.vae.latent_shape)), (1, (1, *pipe.vae.latent_shape))]
         assert (result == 0).all()
 
+    def test_the_progress_bar_can_be_set(self, pipe, capfd):
+        pipe(num_inference_steps=2, output_type="latent")
+        assert capfd.readouterr().err == ""
+        pipe.set_progress_bar_config(disable=False, desc="denoising")
+        pipe(num_inference_steps=2, output_type="latent")
+        assert "denoising: 100%" in capfd.readouterr().err
+
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision(self, pipe, seeded, dtype):
         full = images(pipe, seeded)
@@ -163,22 +194,73 @@ class TestText:
     def pipe(self, make_pipeline):
         return make_pipeline("image", text=True)
 
-    def test_guidance_follows_its_formula(self, pipe, seeded):
-        """One DDIM step to x0: the guided prediction is ε(∅) + w (ε(prompt) − ε(∅))."""
+    @pytest.fixture
+    def run(self, pipe, seeded):
+        """Latents after two steps from the same noise."""
         noise = torch.randn(1, *pipe.vae.latent_shape, generator=seeded(1))
-        run = lambda **o: pipe(latents=noise, num_inference_steps=1, output_type="latent", **o).images  # noqa: E731
-        conditional, unconditional = run(prompt="a b c", guidance_scale=1.0), run(prompt="", guidance_scale=1.0)
-        guided = run(prompt="a b c", guidance_scale=4.0)
+
+        def run(prompt=None, count=1, guidance_scale=3.0, **options):
+            options = {"num_inference_steps": 2, "latents": noise.expand(count, -1, -1, -1), **options}
+            return pipe(prompt, guidance_scale=guidance_scale, output_type="latent", **options).images
+
+        return run
+
+    def test_guidance_follows_its_formula(self, run):
+        """One DDIM step is linear in the guided prediction ε(∅) + w (ε(prompt) − ε(∅))."""
+        conditional = run("a b c", guidance_scale=1.0, num_inference_steps=1)
+        unconditional = run("", guidance_scale=1.0, num_inference_steps=1)
+        guided = run("a b c", guidance_scale=4.0, num_inference_steps=1)
         torch.testing.assert_close(guided, unconditional + 4.0 * (conditional - unconditional), rtol=1e-3, atol=1e-3)
         assert (conditional - unconditional).abs().max() > 1e-4
+        torch.testing.assert_close(run("a", negative_prompt="a"), run("a", guidance_scale=1.0), rtol=1e-3, atol=1e-3)
 
-    def test_prompts_and_batches(self, pipe, seeded):
-        result = images(pipe, seeded, prompt=["a", "b"], batch_size=2)
-        assert len(result) == 4
+    def test_without_a_prompt_the_empty_one_is_meant(self, run):
+        torch.testing.assert_close(run(), run("", guidance_scale=1.0))
+
+    def test_prompts_negative_prompts_and_repetitions_pair(self, run):
+        """Samples come prompt by prompt, each with its own negative prompt."""
+        together = run(["a", "b"], batch_size=2, negative_prompt=["c", "d"], count=4)
+        first, second = run("a", negative_prompt="c"), run("b", negative_prompt="d")
+        torch.testing.assert_close(together, torch.cat([first, first, second, second]), rtol=1e-4, atol=1e-4)
+        assert (first - second).abs().max() > 1e-2
+
+    def test_texts_can_be_encoded_ahead(self, pipe, run):
+        expected = run("a", negative_prompt="b")
+        prompt_embeds, negative_prompt_embeds = pipe.encode_prompt("a", negative_prompt="b")
+        pipe.text_encoder = pipe.tokenizer = None
+        got = run(prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds)
+        torch.testing.assert_close(got, expected)
+        with pytest.raises(ValueError, match="pass `negative_prompt_embeds`"):
+            run(prompt_embeds=prompt_embeds)
+        with pytest.raises(ValueError, match="this pipeline has no text encoder"):
+            run("a")
+
+    def test_a_callback_changes_guidance(self, run):
+        names = ["prompt_embeds", "negative_prompt_embeds"]
+
+        def switch_off(pipe, step, timestep, tensors):
+            assert list(tensors) == names
+            pipe._guidance_scale = 1.0
+            return tensors
+
+        changed = run("a", callback_on_step_end=switch_off, callback_on_step_end_tensor_inputs=names)
+        assert (changed - run("a")).abs().max() > 1e-4
+
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"prompt": 3}, TypeError, "`prompt` must be a string or a non-empty list of strings, got 3"),
+            ({"prompt": []}, TypeError, "non-empty list"),
+            ({"prompt": ["a", "b"], "negative_prompt": ["c"] * 3}, ValueError, "3 negative prompts for 2 prompts"),
+            ({"negative_prompt": "c"}, ValueError, "no effect without a `prompt`"),
+            ({"prompt": "a", "prompt_embeds": torch.zeros(1, 4, 16)}, ValueError, "not both"),
+        ],
+    )
+    def test_bad_prompts_are_named(self, pipe, options, error, message):
+        with pytest.raises(error, match=message):
+            pipe(**options)
 
     def test_a_long_prompt_is_cut_with_a_warning(self, pipe, seeded, caplog):
-        import logging
-
         logger = logging.getLogger("diffusers_ddmi.pipelines.base")
         logger.addHandler(caplog.handler)
         try:
