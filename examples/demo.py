@@ -91,12 +91,12 @@ def digits(folder: Path) -> None:
             "validation_steps": 300,
         },
         stage_2={
-            "max_train_steps": 3000,
+            "max_train_steps": 2400,
             "train_batch_size": 32,
             "learning_rate": 1.5e-3,
             "lr_warmup_steps": 50,
             "cache_latents": True,
-            "validation_steps": 3000,
+            "validation_steps": 2400,
         },
     )
     pipe = DiffusionPipeline.from_pretrained(pipeline)
