@@ -107,7 +107,8 @@ def markdown(
 
 def _row(figure: Figure) -> str:
     arrow = {"higher": "↑", "lower": "↓"}.get(figure.better, "")
-    value = f"{figure.value:.5g}" + (f" ± {figure.deviation:.2g}" if figure.deviation is not None else "")
+    deviation = _as_json(figure)["deviation"]
+    value = f"{figure.value:.5g}" + (f" ± {deviation:.2g}" if deviation is not None else "")
     cells = [figure.metric, arrow, value, figure.samples, figure.references, figure.resolution, figure.note]
     return "| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |"
 
