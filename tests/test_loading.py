@@ -13,11 +13,14 @@
 # limitations under the License.
 """Saved folders load again by diffusers' own loaders, in processes of their own."""
 
+import base64
+import hashlib
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import diffusers
 import numpy as np
@@ -28,24 +31,122 @@ import diffusers_ddmi
 
 
 READ = """
-import json, sys, numpy, torch
+import json, sys, torch
 {imports}
 from diffusers import DiffusionPipeline
+{before}
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1]{options})
 pipe.set_progress_bar_config(disable=True)
 images = pipe(num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np").images
 print(json.dumps([type(pipe).__name__, type(pipe.vae).__name__, float(images.mean()), float(images.std())]))
 """
+PUSH = "DiffusionPipeline.from_pretrained(sys.argv[2]).push_to_hub(sys.argv[1])"
+REFUSED = """
+try:
+    DiffusionPipeline.from_pretrained(sys.argv[1])
+except ValueError as error:
+    assert "trust_remote_code" in str(error), error
+else:
+    raise AssertionError("loaded code without being told to trust it")
+"""
+COMMIT = "0" * 40
 
 
-def in_new_process(folder: Path, imports: str = "import diffusers_ddmi", options: str = "", **environment):
-    return subprocess.run(
-        [sys.executable, "-c", READ.format(imports=imports, options=options), str(folder)],
+def in_new_process(*arguments, imports="import diffusers_ddmi", before="", options="", **environment) -> list:
+    """Class of the pipeline and of its VAE, mean and deviation of an image, of a pipeline loaded elsewhere."""
+    result = subprocess.run(
+        [sys.executable, "-c", READ.format(imports=imports, before=before, options=options), *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
         timeout=300,
     )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def expected_of(pipe) -> list:
+    images = image_of(pipe)
+    means = [float(images.mean()), float(images.std())]
+    return ["DDMIImagePipeline", "AutoencoderD2C", *(pytest.approx(value, abs=1e-4) for value in means)]
+
+
+class StandInHub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as pushing and loading a model takes; one branch, one commit."""
+
+    repositories: dict[str, dict[str, bytes]]
+
+    def do_POST(self):
+        request = self.rfile.read(int(self.headers["Content-Length"]))
+        kind, _, path = self.path.removeprefix("/api/").partition("/")
+        if (kind, path) == ("repos", "create"):
+            body = json.loads(request)
+            name = "/".join(filter(None, (body.get("organization"), body["name"])))
+            self.repositories.setdefault(name, {})
+            return self.reply({"url": f"http://{self.headers['Host']}/{name}"})
+        if kind == "validate-yaml":
+            return self.reply({"warnings": [], "errors": []})
+        owner, name, action = path.split("/")[:3]
+        if action == "preupload":
+            files = [file["path"] for file in json.loads(request)["files"]]
+            modes = [{"path": file, "uploadMode": "regular", "shouldIgnore": False} for file in files]
+            return self.reply({"files": modes})
+        entries = [json.loads(line) for line in request.splitlines()]
+        for entry in (entry["value"] for entry in entries if entry["key"] == "file"):
+            self.repositories[f"{owner}/{name}"][entry["path"]] = base64.b64decode(entry["content"])
+        self.reply({"commitUrl": f"http://{self.headers['Host']}/{owner}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
+
+    def do_GET(self):
+        if self.path.startswith("/api/models/"):
+            owner, name, *rest = self.path.removeprefix("/api/models/").partition("?")[0].split("/")
+            files = self.repositories.get(f"{owner}/{name}")
+            if files is None:
+                return self.reply({"error": "no such repository"}, status=404)
+            if rest[:1] == ["tree"]:
+                entry = {"type": "file", "oid": COMMIT}
+                return self.reply([{**entry, "path": path, "size": len(files[path])} for path in files])
+            siblings = [{"rfilename": path} for path in files]
+            return self.reply({"id": f"{owner}/{name}", "sha": COMMIT, "siblings": siblings, "private": False})
+        repository, _, file = self.path.lstrip("/").partition("/resolve/")
+        content = self.repositories.get(repository, {}).get(file.partition("/")[2])
+        if content is None:
+            return self.reply({"error": "no such file"}, status=404, error="EntryNotFound")
+        self.reply(content, etag=hashlib.sha256(content).hexdigest())
+
+    do_HEAD = do_GET
+
+    def reply(self, body, status: int = 200, etag: str | None = None, error: str | None = None):
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Content-Length": len(body), "X-Repo-Commit": COMMIT, "X-Error-Code": error, "ETag": etag}
+        self.send_response(status)
+        for key, value in headers.items():
+            if value is not None:
+                self.send_header(key, str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def hub():
+    """A running hub on this machine: its repositories, and the environment in which it is the hub."""
+    handler = type("Hub", (StandInHub,), {"repositories": {}})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    environment = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "hf_nobody",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    yield handler.repositories, environment
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 def image_of(pipe) -> np.ndarray:
@@ -71,24 +172,17 @@ class TestFolder:
         assert index["unet"] == ["diffusers_ddmi", "MixedUNet2DModel"]
 
     def test_loads_in_a_new_process(self, folder, pipe):
-        result = in_new_process(folder)
-        assert result.returncode == 0, result.stderr
-        name, vae, mean, std = json.loads(result.stdout)
-        expected = image_of(pipe)
-        assert (name, vae) == ("DDMIImagePipeline", "AutoencoderD2C")
-        np.testing.assert_allclose([mean, std], [expected.mean(), expected.std()], atol=1e-4)
+        assert in_new_process(folder) == expected_of(pipe)
 
-    def test_loads_from_the_hub_cache_by_its_id(self, folder, tmp_path):
-        """The layout that huggingface_hub keeps downloads in: what a hub id resolves to offline."""
-        repository = tmp_path / "hub" / "models--someone--ddmi-tiny"
-        commit = "0" * 40
-        (repository / "snapshots").mkdir(parents=True)
-        folder.rename(repository / "snapshots" / commit)
-        (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text(commit)
-        result = in_new_process(Path("someone/ddmi-tiny"), HF_HUB_CACHE=str(tmp_path / "hub"))
-        assert result.returncode == 0, result.stderr
-        assert json.loads(result.stdout)[0] == "DDMIImagePipeline"
+    def test_loads_from_the_hub_it_was_pushed_to_and_then_without_it(self, folder, pipe, hub, tmp_path):
+        repositories, environment = hub
+        cache, name = {"HF_HUB_CACHE": str(tmp_path / "cache")}, "someone/ddmi-tiny"
+        assert in_new_process(name, folder, before=PUSH, **cache, **environment) == expected_of(pipe)
+        files = repositories[name]
+        assert "diffusers_ddmi" in files["model_index.json"].decode()
+        assert f'from_pretrained("{name}")' in files["README.md"].decode()
+        assert not any(str(tmp_path).encode() in content for content in files.values())
+        assert in_new_process(name, **cache) == expected_of(pipe)  # no hub to be reached
 
     @pytest.mark.parametrize("modality", ["shape", "video", "nerf"])
     def test_other_modalities_reload_with_the_same_weights(self, make_pipeline, modality, tmp_path):
@@ -121,16 +215,10 @@ class TestRemoteCode:
         pipe.save_pretrained(tmp_path / "export", remote_code=True)
         return tmp_path / "export"
 
-    def test_loads_where_the_package_is_never_imported(self, folder, tmp_path):
+    def test_loads_where_the_package_is_never_imported_if_trusted(self, folder, pipe, tmp_path):
         modules = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-        result = in_new_process(folder, imports="", options=", trust_remote_code=True", **modules)
-        assert result.returncode == 0, result.stderr
-        assert json.loads(result.stdout)[:2] == ["DDMIImagePipeline", "AutoencoderD2C"]
-
-    def test_is_refused_without_trust(self, folder, tmp_path):
-        result = in_new_process(folder, imports="", HF_MODULES_CACHE=str(tmp_path / "modules"))
-        assert result.returncode != 0
-        assert "trust_remote_code" in result.stderr
+        result = in_new_process(folder, imports="", before=REFUSED, options=", trust_remote_code=True", **modules)
+        assert result == expected_of(pipe)
 
 
 class TestModelCard:

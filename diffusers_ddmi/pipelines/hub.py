@@ -87,7 +87,7 @@ def write_model_card(pipe, folder: str | os.PathLike, repo_id: str) -> None:
 
 def strip_local_paths(folder: str | os.PathLike) -> None:
     """Removes the folder names that diffusers notes in the configs of components loaded from a local folder."""
-    for path in Path(folder).glob("*/config.json"):
+    for path in (Path(folder) / "model_index.json", *Path(folder).glob("*/*config.json")):
         config = json.loads(path.read_text(encoding="utf-8"))
         origin = config.get("_name_or_path")
         if origin is not None and (os.path.isabs(origin) or os.path.exists(origin)):

@@ -132,7 +132,9 @@ class DDMINeRFPipeline(DDMIPipeline):
             return {"resolution": resolution, "level": level}
         if cameras is not None:
             if not isinstance(cameras, Cameras):
-                raise TypeError(f"`cameras` must be diffusers_ddmi.rendering.cameras.Cameras, got {type(cameras).__name__}.")
+                raise TypeError(
+                    f"`cameras` must be diffusers_ddmi.rendering.cameras.Cameras, got {type(cameras).__name__}."
+                )
             if num_views is not None:
                 raise ValueError("Pass either `cameras` or `num_views`, not both.")
             height, width = height or cameras.height, width or cameras.width
