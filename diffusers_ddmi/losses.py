@@ -32,6 +32,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 REDUCTIONS = ("mean", "sum")
@@ -148,11 +149,12 @@ class SpectralRegularization:
         modules = list(model.modules())
         self.iterations, self.seed = iterations, seed
         self.vectors: dict[str, torch.Tensor] = {}
-        self._norms = [m.weight for m in modules if _is_norm(m) and m.weight is not None]
-        self._groups: dict[str, list[torch.Tensor]] = {}
-        for weight in (m.weight for m in modules if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))):
-            shape = f"{weight.shape[0]}x{weight[0].numel()}"
-            self._groups.setdefault(shape, []).append(weight)
+        # Layers and not their weights, which sharding replaces.
+        self._norms = [m for m in modules if _is_norm(m) and m.weight is not None]
+        self._groups: dict[str, list[nn.Module]] = {}
+        for layer in (m for m in modules if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))):
+            shape = f"{layer.weight.shape[0]}x{layer.weight[0].numel()}"
+            self._groups.setdefault(shape, []).append(layer)
 
     def convolution_loss(self) -> torch.Tensor:
         """Σ σ_max(W) over the convolutions, differentiable in their weights."""
@@ -160,10 +162,12 @@ class SpectralRegularization:
 
     def norm_loss(self) -> torch.Tensor:
         """Σ max |weight| over the normalisation layers."""
-        return sum((weight.abs().max() for weight in self._norms), torch.zeros(()))
+        return sum((_whole_weight(layer).abs().max() for layer in self._norms), torch.zeros(()))
 
     def _group_norms(self, shape: str) -> torch.Tensor:
-        matrices = torch.stack([w.flatten(1) for w in self._groups[shape]]).float()  # (layers, out, rest)
+        matrices = torch.stack(
+            [_whole_weight(layer).flatten(1) for layer in self._groups[shape]]
+        ).float()  # (layers, out, rest)
         iterations = self.iterations
         with torch.no_grad():
             left = self.vectors.get(shape)
@@ -183,6 +187,11 @@ class SpectralRegularization:
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         self.vectors = dict(state)
+
+
+def _whole_weight(layer: nn.Module) -> torch.Tensor:
+    """A layer's weight, gathered if it is sharded: then all processes must call this. Differentiable."""
+    return layer.weight.full_tensor() if isinstance(layer.weight, DTensor) else layer.weight
 
 
 def _is_norm(module: nn.Module) -> bool:

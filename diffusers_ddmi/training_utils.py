@@ -35,6 +35,8 @@ import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import Dataset, Sampler
 
+from .files import write_text
+
 
 # --------------------------------------------------------------------------------------------- randomness
 
@@ -329,12 +331,7 @@ class JsonlLog:
     def __init__(self, path: str | os.PathLike, step: int = 0):
         self.path = Path(path)
         kept = self._entries_until(step) if step and self.path.exists() else []
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(kept))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (closed by `close`)
 
     def _entries_until(self, step: int) -> list[str]:

@@ -51,7 +51,7 @@ OWN = {
     "nerf": ("pipelines.nerf", "data.scenes", "data.scene_files", "data.procedural_scenes"),
 }
 PUBLIC_NAMES = {f"diffusers_ddmi.{name}" for name in diffusers_ddmi.__all__}
-PUBLIC_MODULES = ("data", "metrics", "rendering", "losses", "training_utils", "checkpointing", "modalities")
+PUBLIC_MODULES = ("data", "metrics", "rendering", "losses", "training_utils", "checkpointing", "modalities", "files")
 
 
 def imports(path: Path) -> set[str]:

@@ -127,6 +127,21 @@ class TestSaving:
         verify_checkpoint(path)
         assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-1"]
 
+    def test_exhausted_file_handles_leave_the_last_one_intact(self, run, tmp_path):
+        path = run.save(1)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with open(os.devnull) as file:
+            used = file.fileno()  # the lowest that is free
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used, limits[1]))
+        try:
+            with pytest.raises(CheckpointError, match=r"checkpoint-2.*Too many open files.*are intact"):
+                run.save(2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        verify_checkpoint(path)
+        run.save(2)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-2"]
+
     def test_state_of_another_run(self, run):
         path = run.save(1)
         with pytest.raises(CheckpointError, match=r"\['spectral'\] differ"):

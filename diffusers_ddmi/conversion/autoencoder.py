@@ -57,7 +57,7 @@ GEOMETRY = {
     "video": {"extent": [-1.0, 1.0], "align_corners": True, "bounds": [-1.0, 1.0]},
     # World units over 3.5 drive the planes. The objects themselves lie within half a unit, and the official rays begin
     # at 2 and end at 6 around them: the default orbit of a box of this size has the radius 4.
-    "nerf": {"extent": [-3.5, 3.5], "align_corners": True, "bounds": [-1.0, 1.0]},
+    "nerf": {"extent": [-3.5, 3.5], "align_corners": True, "bounds": [-1.0, 1.0], "last_interval_infinite": True},
 }
 PLANE_MIXING = {"image": "none", "occupancy": "convolution", "video": "attention", "nerf": "convolution"}
 ATTENTION_HEADS = {"vanilla": 1, "vanilla-multihead": 16}

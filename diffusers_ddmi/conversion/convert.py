@@ -31,6 +31,7 @@ from diffusers_ddmi.conversion.checkpoint import read_checkpoint, state_dict
 from diffusers_ddmi.conversion.denoiser import denoiser_config, map_diffusion, sampling_scheduler
 from diffusers_ddmi.conversion.mapper import ConversionError, StateMapper
 from diffusers_ddmi.conversion.official_config import OfficialConfig, read_official_config
+from diffusers_ddmi.files import write_text
 from diffusers_ddmi.models.autoencoder_d2c import AutoencoderD2C
 
 
@@ -84,8 +85,8 @@ _SHOWING = {
     "occupancy": " The official meshes are extracted at `level=0.2`, `resolution=256`.",
     "video": "",
     "nerf": (
-        ' The official views are rendered from `Cameras(..., near=2, far=6, pixel_offset=0, bounds_along="axis")` by '
-        "`render_views(..., num_samples={num_samples}, last_interval_infinite=True)`."
+        ' The official views are rendered from `Cameras(..., near=2, far=6, pixel_offset=0, bounds_along="axis")` '
+        "with `num_samples={num_samples}`."
     ),
 }
 
@@ -366,6 +367,4 @@ def _write_card(folder: Path, checkpoint: Path, official: OfficialConfig, report
     text = _CARD.format(checkpoint=checkpoint.name, weights=report.weights, config=official.name, sampling=sampling)
     card = folder / "README.md"
     existing = card.read_text(encoding="utf-8") if card.exists() else f"# {report.output_dir.name}\n"
-    temporary = folder / "README.md.tmp"
-    temporary.write_text(existing.rstrip() + "\n" + text.rstrip() + "\n", encoding="utf-8")
-    os.replace(temporary, card)
+    write_text(card, existing.rstrip() + "\n" + text.rstrip() + "\n")

@@ -29,6 +29,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from ..modalities import get_modality
 from ..outputs import D2CDecoderOutput, D2COutput
 from .basis_fields import BasisFieldDecoder, BasisFields
+from .checks import check_floating
 from .encoders import DataEncoder
 from .field import NeuralField
 from .readout import READOUTS
@@ -106,6 +107,10 @@ class AutoencoderD2C(ModelMixin, AutoencoderMixin, ConfigMixin):
         min_scale: the smallest scale input that the read-out has been trained with; finer images are read out at it.
         native_scale: the scale input at the native resolution. It differs from 1 only in converted weights whose
             `sample_size` is not 256, the resolution to which the official model relates every scale.
+        last_interval_infinite: how a radiance field is rendered, in training and after it. By default the scene is
+            empty outside of `bounds`, before a background. With `True`, rays are sampled from the cameras' near to far
+            by the original NeRF code's quadrature, whose last interval makes every ray opaque, so that the field paints
+            its own background; official weights are trained so.
         scaling_factor: the latents' inverse standard deviation; a diffusion model sees
             `(latents - shift_factor) * scaling_factor`.
         shift_factor: the latents' mean.
@@ -160,6 +165,7 @@ class AutoencoderD2C(ModelMixin, AutoencoderMixin, ConfigMixin):
         readout_config: dict[str, Any] | None = None,
         min_scale: float = 0.5,
         native_scale: float = 1.0,
+        last_interval_infinite: bool = False,
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
     ):
@@ -239,11 +245,16 @@ class AutoencoderD2C(ModelMixin, AutoencoderMixin, ConfigMixin):
             tuple of it.
 
         Raises:
-            ValueError: `x` does not have the modality's shape.
+            TypeError: `x` is no floating-point tensor. ValueError: it does not have the modality's shape.
         """
-        parts = x.split(1) if self.use_slicing and x.shape[0] > 1 else [x]
+        x = self._own_dtype("x", x)
+        parts = x.split(1) if self.use_slicing and x.ndim and x.shape[0] > 1 else [x]
         posterior = LatentDistribution(torch.cat([self._encode(part) for part in parts]))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    def _own_dtype(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        check_floating(name, values)
+        return values.to(self.dtype)
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
         moments = self.encoder(x)  # planes of (B, 2C, h, w)
@@ -260,14 +271,18 @@ class AutoencoderD2C(ModelMixin, AutoencoderMixin, ConfigMixin):
 
         Returns:
             [`D2CDecoderOutput`] with `field`, or a tuple of it. Without gradients the field owns its read-out.
+
+        Raises:
+            TypeError: `z` is no floating-point tensor. ValueError: it does not have the latents' shape.
         """
+        z = self._own_dtype("z", z)
         field = self._field(z)
         if not torch.is_grad_enabled():
             field = field.detach()
         return D2CDecoderOutput(field=field) if return_dict else (field,)
 
     def _field(self, z: torch.Tensor) -> NeuralField:
-        parts = z.split(1) if self.use_slicing and z.shape[0] > 1 else [z]
+        parts = z.split(1) if self.use_slicing and z.ndim and z.shape[0] > 1 else [z]
         basis_fields = BasisFields.cat([self.decoder(part) for part in parts])
         checkpoint = self._gradient_checkpointing_func if self.gradient_checkpointing else None
         return NeuralField(basis_fields, self.readout, self.bounds, checkpoint=checkpoint)

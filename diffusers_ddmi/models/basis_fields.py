@@ -267,7 +267,7 @@ class BasisFieldDecoder(ModelMixin, ConfigMixin):
         """
         config = self.config
         planes = self.layout.unpack(latents)  # each (batch, latent_channels, h, w)
-        if planes[0].shape[1] != config.latent_channels:
+        if planes[0].shape[1] != config.latent_channels or not latents.numel():
             raise ValueError(
                 f"Expected latents like (batch, {', '.join(map(str, self.layout.latent_shape(config.latent_channels)))}"
                 f"), {config.latent_channels} channels a plane, got shape {tuple(latents.shape)}."

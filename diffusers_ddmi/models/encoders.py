@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from .blocks import EPS, CheckpointedModule, PlaneMiddle, PlaneStage, build_plane_mixing
+from .checks import check_floating
 from .planes import PlaneLayout
 from .point_encoder import PointEncoder
 from .video_encoder import VideoEncoder
@@ -170,7 +171,7 @@ class DataEncoder(nn.Module):
             For each plane, moments `(batch, 2 * latent_channels, h, w)`: mean, then log-variance.
 
         Raises:
-            ValueError: `x` has another shape, or whole numbers.
+            TypeError: `x` is no floating-point tensor. ValueError: it has another shape.
         """
         self._check(x)
         if self.frames is not None:
@@ -179,11 +180,12 @@ class DataEncoder(nn.Module):
         return self.planes(planes)
 
     def _check(self, x: torch.Tensor) -> None:
+        check_floating("x", x)
         shape = tuple(x.shape)
-        if not x.is_floating_point():
-            raise ValueError(f"Expected floating-point data, got {x.dtype}.")
+        if 0 in shape:
+            raise ValueError(f"Expected data, but `x` is empty: got shape {shape}.")
         if self.kind == "points":
-            if x.ndim != 3 or shape[2] != self.in_channels or shape[1] < 1:
+            if x.ndim != 3 or shape[2] != self.in_channels:
                 raise ValueError(f"Expected points (batch, points, {self.in_channels}), got shape {shape}.")
         elif self.kind == "frames":
             if x.ndim != 5 or shape[1] != self.in_channels:

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable
 
 import torch
 
 from .basis_fields import BasisFields
+from .checks import check_floating
 from .readout import Readout
 
 
@@ -90,6 +92,7 @@ class NeuralField:
 
     def __getitem__(self, item: int) -> NeuralField:
         """The field of one signal of the batch, as a batch of one."""
+        item = operator.index(item)
         if not -self.batch_size <= item < self.batch_size:
             raise IndexError(f"Field {item} of a batch of {self.batch_size}.")
         return self._with(basis_fields=self.basis_fields.select(item % self.batch_size))
@@ -182,9 +185,7 @@ class NeuralField:
 
     def _check(self, name: str, points: torch.Tensor, channels: int) -> torch.Tensor:
         """`points` as `(batch or 1, points, channels)` on the field's device, in float32 at least."""
-        if not isinstance(points, torch.Tensor) or not points.is_floating_point():
-            kind = points.dtype if isinstance(points, torch.Tensor) else type(points).__name__
-            raise TypeError(f"`{name}` must be a floating-point torch.Tensor, got {kind}.")
+        check_floating(name, points)
         if points.ndim not in (2, 3) or points.shape[-1] != channels:
             raise ValueError(
                 f"`{name}` must be (points, {channels}) or (batch, points, {channels}), got {tuple(points.shape)}."
@@ -203,11 +204,14 @@ class NeuralField:
             valid = 0 < scale < math.inf
             values = torch.full((1,), float(scale), device=self.device)
         else:
-            values = torch.as_tensor(scale, device=self.device, dtype=torch.float32).reshape(-1)
+            try:
+                values = torch.as_tensor(scale, device=self.device, dtype=torch.float32).reshape(-1)
+            except (TypeError, ValueError, RuntimeError):
+                values = torch.empty(0)
             valid = values.shape[0] in (1, self.batch_size) and bool(((values > 0) & values.isfinite()).all())
         if not valid:
+            got = values.tolist() or repr(scale)
             raise ValueError(
-                f"`scale` must be a positive number, or one for each of the {self.batch_size} signals, got "
-                f"{values.tolist()}."
+                f"`scale` must be a positive number, or one for each of the {self.batch_size} signals, got {got}."
             )
         return values

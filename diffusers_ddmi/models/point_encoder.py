@@ -81,7 +81,8 @@ class PointEncoder(nn.Module):
         the plane's first letter. Positions outside of the box fall into its outermost cells."""
         positions = positions.float() / (2 * self.bound * (1 + self.padding + BOX_MARGIN)) + 0.5
         positions = positions.clamp(0, LARGEST_POSITION)
-        cells = (positions * self.plane_size).long()  # (batch, points, 3)
+        # Clamped as integers, so that a position which is not a number spoils no cell but one of its own item.
+        cells = (positions * self.plane_size).long().clamp(0, self.plane_size - 1)  # (batch, points, 3)
         return torch.stack([cells[..., u] + self.plane_size * cells[..., v] for u, v in PLANE_AXES], dim=1)
 
     def forward(self, points: torch.Tensor) -> torch.Tensor:

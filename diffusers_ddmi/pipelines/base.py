@@ -31,6 +31,16 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ..models.autoencoder_d2c import AutoencoderD2C
 from ..models.field import NeuralField
 from ..models.unet_planes import MixedUNet2DModel, PlanesUNet2DModel
+from .checks import (
+    check_callback,
+    check_embeddings,
+    check_generator,
+    check_latents,
+    check_number,
+    check_positive,
+    check_texts,
+    check_tokens,
+)
 from .hub import strip_local_paths, upload, write_model_card, write_remote_code
 
 
@@ -81,13 +91,6 @@ def present_pixels(pixels: torch.Tensor, output_type: str) -> Any:
     if pixels.ndim == 4:
         return VaeImageProcessor.numpy_to_pil(pixels)
     return [present_pixels(torch.from_numpy(part), "pil") for part in pixels]
-
-
-def check_positive(**sizes: int) -> None:
-    """Raises a `ValueError` for a size that is not a positive whole number."""
-    for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be a positive whole number, got {value!r}.")
 
 
 class DDMIPipeline(DiffusionPipeline):
@@ -172,17 +175,21 @@ class DDMIPipeline(DiffusionPipeline):
         # 1. Check everything before any work
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        callback_on_step_end_tensor_inputs = callback_on_step_end_tensor_inputs or ["latents"]
+        if callback_on_step_end_tensor_inputs is None:
+            callback_on_step_end_tensor_inputs = ["latents"]
         prompt, batch_size = self.check_inputs(
             prompt,
             batch_size,
             num_inference_steps,
+            guidance_scale,
+            eta,
             generator,
             latents,
             output_type,
             negative_prompt,
             prompt_embeds,
             negative_prompt_embeds,
+            callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
         render_options = self.check_render_inputs(output_type, **render_options)
@@ -320,7 +327,10 @@ class DDMIPipeline(DiffusionPipeline):
         if full.shape[1] > length:
             dropped = self.tokenizer.batch_decode(full[:, length - 1 : -1], skip_special_tokens=True)
             dropped = [text for text in dropped if text.strip()]
-            logger.warning(f"The text encoder reads {length} tokens; this part of the prompt was cut off: {dropped}")
+            if dropped:
+                logger.warning(
+                    f"The text encoder reads {length} tokens; this part of the prompt was cut off: {dropped}"
+                )
         return self.text_encoder(tokens.input_ids.to(device))[0]
 
     def prepare_latents(
@@ -349,48 +359,51 @@ class DDMIPipeline(DiffusionPipeline):
         prompt,
         batch_size,
         num_inference_steps,
+        guidance_scale,
+        eta,
         generator,
         latents,
         output_type,
         negative_prompt,
         prompt_embeds,
         negative_prompt_embeds,
+        callback_on_step_end,
         callback_on_step_end_tensor_inputs,
     ) -> tuple[list[str] | None, int]:
         """Raises for what cannot work; returns the list of prompts (or `None`) and the number of samples."""
         if output_type not in self.output_types:
             raise ValueError(f"`output_type` must be one of {', '.join(self.output_types)}, got {output_type!r}.")
         check_positive(batch_size=batch_size, num_inference_steps=num_inference_steps)
-        unknown = [k for k in callback_on_step_end_tensor_inputs if k not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
-            )
+        check_number("guidance_scale", guidance_scale)
+        check_number("eta", eta, 0, 1)
+        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         self.check_scheduler()
+        trained = self.scheduler.config.num_train_timesteps
+        if num_inference_steps > trained:
+            raise ValueError(
+                f"`num_inference_steps` must not exceed the {trained} timesteps of the scheduler's noise schedule, got "
+                f"{num_inference_steps}."
+            )
         prompt, batch_size = self._check_prompt(
             prompt, batch_size, negative_prompt, prompt_embeds, negative_prompt_embeds
         )
-        both = prompt_embeds is not None and negative_prompt_embeds is not None
-        if both and negative_prompt_embeds.shape != prompt_embeds.shape:
-            raise ValueError(
-                "`prompt_embeds` and `negative_prompt_embeds` must have the same shape, got "
-                f"{tuple(prompt_embeds.shape)} and {tuple(negative_prompt_embeds.shape)}."
-            )
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"Got a list of {len(generator)} generators for {batch_size} samples; give one each.")
-        if latents is not None:
-            expected = (batch_size, *self.vae.latent_shape)
-            if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != expected:
-                got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
-                raise ValueError(f"`latents` must be initial noise of shape {expected}, got {got}.")
+        if guidance_scale > 1 and self.tokenizer is not None:
+            check_tokens(prompt_embeds, negative_prompt_embeds, self.tokenizer.model_max_length)
+        check_generator(generator, batch_size)
+        check_latents(latents, (batch_size, *self.vae.latent_shape))
         return prompt, batch_size
 
     def _check_prompt(
         self, prompt, batch_size, negative_prompt, prompt_embeds, negative_prompt_embeds
     ) -> tuple[list[str] | None, int]:
         if prompt is None and prompt_embeds is None:
-            if negative_prompt is not None or negative_prompt_embeds is not None:
-                raise ValueError("`negative_prompt` has no effect without a `prompt`.")
+            for name, negative in (
+                ("negative_prompt", negative_prompt),
+                ("negative_prompt_embeds", negative_prompt_embeds),
+            ):
+                if negative is not None:
+                    got = tuple(negative.shape) if isinstance(negative, torch.Tensor) else repr(negative)
+                    raise ValueError(f"`{name}` has no effect without a `prompt`, got {got}.")
             if self.takes_text and self.text_encoder is None:
                 raise ValueError(
                     "This denoiser attends to text, but the pipeline has no text encoder; pass `prompt_embeds`, or "
@@ -398,9 +411,10 @@ class DDMIPipeline(DiffusionPipeline):
                 )
             return None, batch_size
         if not self.takes_text:
+            got = f"`prompt_embeds` {type(prompt_embeds).__name__}" if prompt is None else f"the prompt {prompt!r}"
             raise ValueError(
-                f"Got the prompt {prompt!r}, but this model was not trained on text: its {type(self.unet).__name__} "
-                "has no cross-attention. Leave the prompt out, or load a text-conditioned pipeline."
+                f"Got {got}, but this model was not trained on text: its {type(self.unet).__name__} has no "
+                "cross-attention. Leave the prompt out, or load a text-conditioned pipeline."
             )
         if prompt is not None and prompt_embeds is not None:
             raise ValueError("Pass either `prompt` or `prompt_embeds`, not both.")
@@ -409,21 +423,33 @@ class DDMIPipeline(DiffusionPipeline):
                 "A prompt needs the pipeline's `tokenizer` and `text_encoder`, and this pipeline has no text encoder."
             )
         if prompt_embeds is not None:
-            count = len(prompt_embeds)
+            check_embeddings("prompt_embeds", prompt_embeds, self.unet.config.cross_attention_dim)
         else:
+            check_texts("prompt", prompt)
             prompt = [prompt] if isinstance(prompt, str) else prompt
-            if not isinstance(prompt, list) or not prompt or not all(isinstance(text, str) for text in prompt):
-                raise TypeError(f"`prompt` must be a string or a non-empty list of strings, got {prompt!r}.")
-            count = len(prompt)
+        count = len(prompt if prompt_embeds is None else prompt_embeds)
+        self._check_negative(count, prompt_embeds, negative_prompt, negative_prompt_embeds)
+        return prompt, count * batch_size
+
+    def _check_negative(self, count: int, prompt_embeds, negative_prompt, negative_prompt_embeds) -> None:
+        if negative_prompt is not None:
+            check_texts("negative_prompt", negative_prompt)
         if isinstance(negative_prompt, list) and len(negative_prompt) not in (1, count):
             raise ValueError(
                 f"Got {len(negative_prompt)} negative prompts for {count} prompts; give one, or one for each."
             )
-        if negative_prompt_embeds is not None and len(negative_prompt_embeds) != count:
+        if negative_prompt_embeds is None:
+            return
+        check_embeddings("negative_prompt_embeds", negative_prompt_embeds, self.unet.config.cross_attention_dim)
+        if len(negative_prompt_embeds) != count:
             raise ValueError(
                 f"Got {len(negative_prompt_embeds)} `negative_prompt_embeds` for {count} prompts; give one for each."
             )
-        return prompt, count * batch_size
+        if prompt_embeds is not None and negative_prompt_embeds.shape != prompt_embeds.shape:
+            raise ValueError(
+                "`prompt_embeds` and `negative_prompt_embeds` must have the same shape, got "
+                f"{tuple(prompt_embeds.shape)} and {tuple(negative_prompt_embeds.shape)}."
+            )
 
     def check_scheduler(self) -> None:
         """Raises for a scheduler that steps along a different process than the denoiser was trained on."""

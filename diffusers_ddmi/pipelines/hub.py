@@ -19,6 +19,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, create_repo
 
+from ..files import write_text
+
 
 #: How the model card shows each modality, after `output = pipe(...)`.
 _USAGE = {
@@ -44,13 +46,6 @@ continuous functions, read out at any resolution.
 | scheduler | `{scheduler}` |
 | text | {text} |
 """
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def usage_example(pipe, model: str) -> str:

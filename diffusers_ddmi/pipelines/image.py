@@ -21,7 +21,8 @@ import torch
 from ..models.field import NeuralField
 from ..outputs import DDMIImagePipelineOutput
 from ..rendering.grids import check_region, render_pixels
-from .base import DDMIPipeline, check_positive, documented, present_pixels
+from .base import DDMIPipeline, documented, present_pixels
+from .checks import check_positive
 
 
 class DDMIImagePipeline(DDMIPipeline):
@@ -85,6 +86,7 @@ class DDMIImagePipeline(DDMIPipeline):
             output_type: `"pil"`, `"np"` (batch, height, width, 3), `"pt"` (batch, 3, height, width), both in [0, 1];
                 `"field"`, a batched [`NeuralField`] with values in [-1, 1]; or `"latent"`, the packed latents.
         """
+        check_positive(batch_size=batch_size, num_images_per_prompt=num_images_per_prompt)
         return self.generate(
             prompt,
             batch_size * num_images_per_prompt,

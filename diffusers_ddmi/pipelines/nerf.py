@@ -25,7 +25,8 @@ from ..outputs import DDMINeRFPipelineOutput
 from ..rendering.cameras import Cameras
 from ..rendering.surface import check_extraction, extract_meshes
 from ..rendering.volume import OccupancyGrid, density_as_occupancy, render_views, surface_colors
-from .base import DDMIPipeline, check_positive, documented, present_pixels
+from .base import DDMIPipeline, documented, present_pixels
+from .checks import check_number, check_positive
 
 
 class DDMINeRFPipeline(DDMIPipeline):
@@ -90,8 +91,10 @@ class DDMINeRFPipeline(DDMIPipeline):
             cameras: [`~rendering.cameras.Cameras`] that see every scene.
             num_views: without `cameras`, the number of cameras on an orbit around the scene; 8 by default.
             height, width: pixels of a view, those of `cameras` or 128 by default.
-            num_samples: positions along a ray's way through the scene's box.
-            background: grey value in [0, 1] behind the scene, 1 is white; `None` for none (black).
+            num_samples: positions along a ray's way through the scene's box, or from near to far if the VAE has
+                `last_interval_infinite`.
+            background: grey value in [0, 1] behind the scene, 1 is white; `None` for none (black). Fields of a VAE with
+                `last_interval_infinite` paint their own.
             resolution: for `"mesh"`, grid nodes along each axis, 2 to 1024.
             level: for `"mesh"`, in (0, 1); lower is thicker.
             output_type: `"pil"`, a list of views a scene; `"np"` (batch, views, height, width, 3) or `"pt"`
@@ -128,8 +131,12 @@ class DDMINeRFPipeline(DDMIPipeline):
     ) -> dict[str, Any]:
         check_extraction(resolution=resolution, level=level)
         check_positive(num_samples=num_samples)
-        if output_type == "mesh":
-            return {"resolution": resolution, "level": level}
+        if num_samples < 2:
+            raise ValueError(f"`num_samples` must be at least 2, got {num_samples}.")
+        if background is not None:
+            check_number("background", background, 0, 1)
+        given = {"num_views": num_views, "height": height, "width": width}
+        check_positive(**{name: value for name, value in given.items() if value is not None})
         if cameras is not None:
             if not isinstance(cameras, Cameras):
                 raise TypeError(
@@ -137,15 +144,19 @@ class DDMINeRFPipeline(DDMIPipeline):
                 )
             if num_views is not None:
                 raise ValueError("Pass either `cameras` or `num_views`, not both.")
-            height, width = height or cameras.height, width or cameras.width
-            check_positive(height=height, width=width)
+            height = cameras.height if height is None else height
+            width = cameras.width if width is None else width
             cameras = cameras.resize(height, width)
         else:
-            num_views = 8 if num_views is None else num_views
-            height, width = 128 if height is None else height, 128 if width is None else width
-            check_positive(num_views=num_views, height=height, width=width)
             low, high = self.vae.bounds
-            cameras = Cameras.orbit(num_views, radius=2 * (high - low), height=height, width=width)
+            cameras = Cameras.orbit(
+                8 if num_views is None else num_views,
+                radius=2 * (high - low),
+                height=128 if height is None else height,
+                width=128 if width is None else width,
+            )
+        if output_type == "mesh":
+            return {"resolution": resolution, "level": level}
         return {"cameras": cameras, "num_samples": num_samples, "background": background}
 
     def render(self, field: NeuralField, output_type: str, **options) -> DDMINeRFPipelineOutput:
@@ -155,11 +166,13 @@ class DDMINeRFPipeline(DDMIPipeline):
         return self._views(field, output_type, **options)
 
     def _views(self, field, output_type, cameras: Cameras, num_samples: int, background) -> DDMINeRFPipelineOutput:
-        # Nothing finer than a cell of the finest planes can be in the scene.
-        grid = OccupancyGrid.from_field(field, field.bounds, self.vae.config.sample_size, device=field.device)
-        views = render_views(
-            field, cameras.to(field.device), num_samples, grid=grid, background=background, bounds=field.bounds
-        )
+        config, cameras = self.vae.config, cameras.to(field.device)
+        if config.last_interval_infinite:  # the field is not empty anywhere
+            views = render_views(field, cameras, num_samples, background=background, last_interval_infinite=True)
+        else:
+            # Nothing finer than a cell of the finest planes can be in the scene.
+            grid = OccupancyGrid.from_field(field, field.bounds, config.sample_size, device=field.device)
+            views = render_views(field, cameras, num_samples, grid=grid, background=background, bounds=field.bounds)
         return DDMINeRFPipelineOutput(
             frames=present_pixels(views.colors, output_type), depth=views.depth[..., 0], opacity=views.opacity[..., 0]
         )

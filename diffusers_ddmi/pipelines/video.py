@@ -21,7 +21,8 @@ import torch
 from ..models.field import NeuralField
 from ..outputs import DDMIVideoPipelineOutput
 from ..rendering.grids import cell_centres, check_region, render_pixels
-from .base import DDMIPipeline, check_positive, documented, present_pixels
+from .base import DDMIPipeline, documented, present_pixels
+from .checks import check_positive
 
 
 class DDMIVideoPipeline(DDMIPipeline):
@@ -121,11 +122,7 @@ class DDMIVideoPipeline(DDMIPipeline):
         if times is not None:
             if num_frames is not None or time_range is not None:
                 raise ValueError("Pass either `times`, or `num_frames` and `time_range`, not both.")
-            times = torch.as_tensor(times, dtype=torch.float32)
-            if times.ndim != 1 or not len(times) or not bool(((times >= bounds[0]) & (times <= bounds[1])).all()):
-                raise ValueError(
-                    f"`times` must be a non-empty list of moments in [{bounds[0]:g}, {bounds[1]:g}], got {times.tolist()}."
-                )
+            times = _check_times(times, bounds)
         else:
             num_frames = self.vae.config.num_frames if num_frames is None else num_frames
             check_positive(num_frames=num_frames)
@@ -139,3 +136,16 @@ class DDMIVideoPipeline(DDMIPipeline):
         size = self.vae.config.sample_size
         values = render_pixels(field, height, width, size, region, field.bounds, times, device=field.device)
         return DDMIVideoPipelineOutput(frames=present_pixels(values.add_(1).div_(2), output_type))
+
+
+def _check_times(times: Sequence[float], bounds: tuple[float, float]) -> torch.Tensor:
+    """`times` as a tensor `(frames,)`; raises a `ValueError` for what is no list of moments inside the bounds."""
+    try:
+        moments = torch.as_tensor(times, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        moments = torch.empty(0)
+    if moments.ndim != 1 or not len(moments) or not bool(((moments >= bounds[0]) & (moments <= bounds[1])).all()):
+        raise ValueError(
+            f"`times` must be a non-empty list of moments in [{bounds[0]:g}, {bounds[1]:g}], got {times!r}."
+        )
+    return moments

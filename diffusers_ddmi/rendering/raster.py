@@ -24,14 +24,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import trimesh
 from PIL import Image, ImageDraw, ImageFont
+
+from ..files import replacing
 
 
 Shading = Literal["smooth", "flat"]
@@ -526,16 +527,3 @@ def _save_atomically(picture: Image.Image, path: str | os.PathLike, formats: dic
         raise ValueError(f"Cannot write {path.name!r}: the suffix must be one of {sorted(formats)}.")
     with replacing(path) as temporary:
         picture.save(temporary, format=formats[path.suffix.lower()], **options)
-
-
-@contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a temporary name beside `path` to write to; it becomes `path` if the block succeeds, and goes if it does not."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

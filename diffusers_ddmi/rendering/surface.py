@@ -28,8 +28,8 @@ import numpy as np
 import torch
 import trimesh
 
+from ..files import replacing
 from .marching_cubes import EDGES, case_table
-from .raster import replacing
 from .sparse_grid import SparseGrid, brick_size
 
 
@@ -317,6 +317,8 @@ def _simplified(vertices: np.ndarray, faces: np.ndarray, simplify: float | int) 
 def check_extraction(resolution: int, level: float, simplify: float | int | None = None) -> None:
     """Raises for options that [`extract_meshes`] cannot work with, so that callers can check them before long work."""
     _check_integer("resolution", resolution, 2, MAX_RESOLUTION)
+    if isinstance(level, bool) or not isinstance(level, numbers.Real):
+        raise TypeError(f"`level` must be a number, got {level!r}.")
     if not 0.0 < level < 1.0:
         raise ValueError(f"`level` is an occupancy probability strictly between 0 and 1, got {level}.")
     if simplify is None:

@@ -284,3 +284,14 @@ class TestRadiance:
         for field, name in ((model.field, "out/render/rgb_item0"), (model.sampled, "out/pipeline/rgb_item0")):
             views = render_views(field, cameras, 24, last_interval_infinite=True).colors
             assert_equal(views[0, 0], golden[name])
+            assert torch.equal(
+                self.through_the_pipeline(model.pipeline, field, cameras)[0, 0], views[0, 0].clamp(0, 1)
+            )
+
+    @staticmethod
+    def through_the_pipeline(pipeline, field, cameras) -> torch.Tensor:
+        """Views (batch, views, height, width, 3) of an existing field, as a call with `output_type="pt"` shows them."""
+        options = {"cameras": cameras, "num_views": None, "height": None, "width": None, "num_samples": 24}
+        options |= {"background": 1.0, "resolution": 128, "level": 0.5}
+        options = pipeline.check_render_inputs("pt", **options)
+        return pipeline.render(field, "pt", **options).frames.movedim(2, -1)

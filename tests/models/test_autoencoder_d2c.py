@@ -426,3 +426,17 @@ def test_wrong_inputs(modality):
     for wrong in [(2, *shape[:-1]), (2, 2 * shape[0], *shape[1:]), (2, shape[0] + 1, *shape[1:])]:
         with pytest.raises(ValueError, match=r"Expected latents .*got shape"):
             vae.decode(torch.zeros(wrong))
+
+
+def test_data_and_latents_of_another_precision(modality):
+    """They are brought to that of the weights."""
+    vae = tiny(modality)
+    z = torch.zeros(1, *vae.latent_shape)
+    with torch.no_grad():
+        one, two = (vae.decode(z.to(dtype)).field for dtype in (torch.float32, torch.float64))
+    assert two.dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(one.basis_fields.tables, two.basis_fields.tables, strict=True))
+    with pytest.raises(TypeError, match=r"`z` must be a floating-point.*int64"):
+        vae.decode(z.long())
+    with pytest.raises(TypeError, match=r"`x` must be a floating-point.*list"):
+        vae.encode([[0.0]])

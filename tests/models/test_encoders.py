@@ -150,16 +150,16 @@ def test_images_of_other_sizes():
         ("pixels", torch.zeros(2, 3, 16, 18), r"multiples of 4, got shape \(2, 3, 16, 18\)"),
         ("pixels", torch.zeros(2, 1, 16, 16), r"images \(batch, 3, height, width\)"),
         ("pixels", torch.zeros(3, 16, 16), r"images \(batch, 3, height, width\)"),
-        ("pixels", torch.zeros(2, 3, 16, 16, dtype=torch.uint8), r"floating-point data, got torch.uint8"),
+        ("pixels", torch.zeros(2, 3, 16, 16, dtype=torch.uint8), r"floating-point torch.Tensor, got torch.uint8"),
         ("points", torch.zeros(2, 50, 6), r"points \(batch, points, 3\), got shape \(2, 50, 6\)"),
-        ("points", torch.zeros(2, 0, 3), r"points \(batch, points, 3\)"),
+        ("points", torch.zeros(2, 0, 3), r"empty: got shape \(2, 0, 3\)"),
         ("points", torch.zeros(50, 3), r"points \(batch, points, 3\)"),
         ("frames", torch.zeros(2, 3, 16, 16), r"clips \(batch, 3, frames, height, width\)"),
         ("frames", torch.zeros(2, 3, 4, 16, 16), r"expected \(batch, 3, 3, 16, 16\)"),
     ],
 )
 def test_wrong_data(kind, x, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         data_encoder(kind)(x)
 
 

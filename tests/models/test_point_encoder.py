@@ -148,3 +148,13 @@ def test_wrong_points(encoder, shape):
 def test_wrong_config(options, message):
     with pytest.raises(ValueError, match=message):
         PointEncoder(**options)
+
+
+def test_a_position_that_is_no_number_spoils_its_own_item_alone():
+    encoder = PointEncoder(hidden_channels=16, out_channels=4, plane_size=8)
+    points = torch.rand(2, 30, 3) - 0.5
+    expected = encoder(points)[1]
+    points[0, 3] = float("nan")
+    planes = encoder(points)
+    assert planes[0].isnan().any()
+    torch.testing.assert_close(planes[1], expected)

@@ -53,6 +53,16 @@ def test_a_background_shows_through(pipe):
     assert (white >= black - 1e-6).all() and (white - black).max() > 0.1
 
 
+def test_a_field_may_paint_its_own_background(pipe):
+    """With the original quadrature, rays see the field from near to far, and nothing behind it."""
+    pipe.vae.register_to_config(last_interval_infinite=True)
+    cameras = Cameras.orbit(1, height=8, width=8)
+    options = {"cameras": cameras, "num_samples": 16}
+    white, black = (views(pipe, background=background, **options) for background in (1.0, 0.0))
+    np.testing.assert_allclose(white.frames, black.frames, atol=1e-6)
+    np.testing.assert_allclose(white.opacity.numpy(), 1.0, atol=1e-6)
+
+
 def test_coloured_meshes(pipe):
     with torch.no_grad():
         pipe.vae.readout.density.bias.add_(20.0)  # solid throughout but for what the planes carve
