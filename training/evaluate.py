@@ -48,7 +48,7 @@ from evaluation_report import Figure, markdown, update_model_card, write_reports
 from evaluation_stages import Stages, Tensors, check_settings
 from torch import nn
 from torch.utils.data import Dataset
-from training_setup import data_fingerprint
+from training_setup import data_fingerprint, ranks_are_on_cpu
 
 import diffusers_ddmi
 from diffusers_ddmi import DDMIPipeline
@@ -372,11 +372,9 @@ def wanted_figures(measure: Measure, made: list[Figure], metrics: list[str] | No
 
 def create_accelerator() -> Accelerator:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S", level="INFO")
-    # Unless told, accelerate takes each of several processes without a GPU for a run alone.
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     # Some wait while others finish their last shard of a stage.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-    accelerator = Accelerator(cpu=several and not torch.cuda.is_available(), kwargs_handlers=[patience])
+    accelerator = Accelerator(cpu=ranks_are_on_cpu(), kwargs_handlers=[patience])
     if not accelerator.is_local_main_process:
         logging.getLogger().setLevel(logging.ERROR)
     return accelerator

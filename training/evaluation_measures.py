@@ -45,7 +45,7 @@ from diffusers_ddmi.metrics.shapes import (
     total_mutual_difference,
     volumetric_iou,
 )
-from diffusers_ddmi.metrics.videos import frame_psnr, fvd, temporal_consistency
+from diffusers_ddmi.metrics.videos import betweenness, frame_psnr, fvd, temporal_consistency
 from diffusers_ddmi.rendering.cameras import Cameras
 from diffusers_ddmi.rendering.raster import render_mesh
 from diffusers_ddmi.rendering.surface import extract_meshes
@@ -316,6 +316,42 @@ def clip_smoothness(e: Evaluation) -> Figures:
     ]
 
 
+def clip_doubling(e: Evaluation) -> Figures:
+    """Twice the frame rate: whether each frame read halfway between two native ones lies between these."""
+    frames, data = e.pipe.vae.config.num_frames, _clip_data(e)
+    if frames < 2:
+        return lambda: []
+    # The centres of the native frames, and halfway between them.
+    options = {**_clip_options(e), "num_frames": None, "times": torch.linspace(-1, 1, 4 * frames + 1)[2:-2:2]}
+
+    def measure(kind: str, count: int, fields: Callable[[range], NeuralField]) -> Stage:
+        def compute(numbers: range) -> Tensors:
+            clips = e.render(fields(numbers), height=e.size, width=e.size, **options).transpose(1, 2)
+            return {"ratio": betweenness(clips)[:, ::2]}  # (batch, frames - 1)
+
+        return e.stages.run(f"frame-doubling-{kind}", count, compute)
+
+    stages = {
+        "samples": measure("samples", e.num_samples, e.fields),
+        "reconstructions": measure(
+            "reconstructions", e.num_reconstructions, lambda n: e.reconstruct(_inputs(e, data, n))
+        ),
+    }
+    return lambda: [figure for kind, stage in stages.items() for figure in _doubling_figures(kind, stage, e.size)]
+
+
+def _doubling_figures(kind: str, stage: Stage, size: int) -> list[Figure]:
+    ratios = stage.tensors["ratio"]
+    ratios = ratios[~ratios.isnan()]  # equal neighbours have nothing between them
+    if not len(ratios):
+        return []
+    further = {"resolution": size, "note": "larger distance to a neighbour / distance of the neighbours"}
+    share = Figure(
+        f"inserted frames between their neighbours, {kind}", float((ratios < 1).double().mean()), len(ratios)
+    )
+    return [share, mean_figure(f"betweenness of inserted frames, {kind}", ratios, "", **further)]
+
+
 # --------------------------------------------------------------------------------------------- scenes
 
 
@@ -453,6 +489,7 @@ MEASURES: dict[str, list[Measure]] = {
         Measure(("fvd",), clip_sets, ("extractor",)),
         Measure(("psnr",), clip_reconstructions),
         Measure(("temporal-consistency",), clip_smoothness),
+        Measure(("frame-doubling",), clip_doubling),
         _TEXT,
     ],
     "nerf": [

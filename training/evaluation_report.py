@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation_stages import write_text
+from diffusers_ddmi.files import write_text
 
 
 _START, _END = "<!-- evaluation: start -->", "<!-- evaluation: end -->"

@@ -19,7 +19,6 @@ not depend on the number of processes, neither do the numbers.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -34,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from diffusers_ddmi.checkpointing import CheckpointError, check_same_run
+from diffusers_ddmi.files import replacing, write_text
 
 
 Tensors = dict[str, torch.Tensor]
@@ -111,11 +111,8 @@ def _compute(shard: range, file: Path, compute: Callable[[range], Tensors]) -> N
     wrong = {name: tuple(value.shape) for name, value in tensors.items() if len(value) != len(shard)}
     if wrong:
         raise ValueError(f"Expected results for {len(shard)} items, got {wrong}.")
-    temporary = file.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"seconds": repr(seconds)})
-    with open(temporary, "rb") as written:
-        os.fsync(written.fileno())
-    os.replace(temporary, file)
+    with replacing(file) as temporary:
+        save_file(tensors, temporary, metadata={"seconds": repr(seconds)})
 
 
 def check_settings(accelerator: Accelerator, path: Path, settings: Mapping[str, Any]) -> None:
@@ -140,14 +137,3 @@ def _compare_and_write(path: Path, settings: Mapping[str, Any]) -> None:
     known = {name: value for name, value in settings.items() if name in saved}
     check_same_run({name: saved[name] for name in known}, known, "The settings of the evaluation", path)
     write_text(path, json.dumps({**saved, **settings}, indent=1, sort_keys=True) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name, and renames it when it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

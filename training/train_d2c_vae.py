@@ -73,7 +73,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add_shared_arguments(parser, use_ema=False)
     group = parser.add_argument_group("objective")
-    group.add_argument("--reconstruction_loss", choices=NORMS, default="l1", help="Likelihood of colours.")
+    group.add_argument(
+        "--reconstruction_loss", choices=NORMS, help="Likelihood of colours; default: l1, for rays (nerf) l2."
+    )
     group.add_argument(
         "--reduction",
         choices=REDUCTIONS,
@@ -101,6 +103,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--opacity_weight", type=float, default=0.0, help="Error of opacities (nerf, where known).")
     group.add_argument("--num_ray_samples", type=int, default=64, help="Samples on a ray (nerf).")
     args = parser.parse_args(arguments)
+    # Most rays miss the scene: where l1 is least, at their median, there is no scene at all.
+    args.reconstruction_loss = args.reconstruction_loss or ("l2" if args.modality == "nerf" else "l1")
     check_shared_arguments(args)
     return args
 
@@ -136,13 +140,14 @@ def render_batch_rays(vae: nn.Module, batch: Batch, args: argparse.Namespace, st
     draws = [None] * len(origins)
     if step is not None:
         draws = [step_generator(args.seed, n, purpose="rays", device=device) for n in step.samples]
-    # Outside of its box a scene is empty, in training as in rendering: nothing may be learned there.
-    bounds = getattr(vae, "module", vae).bounds
+    model = getattr(vae, "module", vae)
+    infinite = model.config.last_interval_infinite
     samples = []
     for start, direction, near, far, generator in zip(origins, directions, batch["near"], batch["far"], draws):
-        near, far = clip_to_bounds(start, direction, near, far, bounds)
-        stratified = generator is not None
-        samples.append(sample_along_rays(start, direction, near, far, args.num_ray_samples, generator, stratified))
+        if not infinite:  # outside of its box a scene is empty, in training as in rendering: nothing is learned there
+            near, far = clip_to_bounds(start, direction, near, far, model.bounds)
+        rays = (start, direction, near, far, args.num_ray_samples)
+        samples.append(sample_along_rays(*rays, generator, generator is not None, infinite))
     points, distances, deltas = (
         torch.stack([getattr(s, name) for s in samples]) for name in ("points", "distances", "deltas")
     )  # (B, R, S, 3), (B, R, S), (B, R, S)

@@ -21,7 +21,6 @@ import logging
 import math
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -32,16 +31,16 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import (
     DistributedType,
     ProjectConfiguration,
-    is_npu_available,
-    is_xpu_available,
     send_to_device,
     set_seed,
 )
 from diffusers.optimization import get_scheduler
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from training_arguments import run_fingerprint
+from training_batches import Batch, batches, explained_worker_failures
+from training_setup import ranks_are_on_cpu
 
 from diffusers_ddmi.checkpointing import (
     Stateful,
@@ -52,14 +51,11 @@ from diffusers_ddmi.checkpointing import (
     read_progress,
     save_checkpoint,
 )
-from diffusers_ddmi.data import collate
 from diffusers_ddmi.training_utils import (
-    EpochDataset,
     ExponentialMovingAverage,
     GracefulStop,
     JsonlLog,
     NonFiniteLossError,
-    ResumableBatchSampler,
     derived_seed,
     nonfinite_terms,
     whole_tensor,
@@ -67,8 +63,6 @@ from diffusers_ddmi.training_utils import (
 
 
 logger = logging.getLogger(__name__)
-
-Batch = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +93,7 @@ def create_accelerator(args: argparse.Namespace) -> Accelerator:
 
     Raises:
         FileExistsError: an earlier run has been there, and it is neither to be resumed nor overwritten.
-        PermissionError: the folder cannot be written to.
+        PermissionError: the folder cannot be made or written to.
     """
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO
@@ -107,7 +101,7 @@ def create_accelerator(args: argparse.Namespace) -> Accelerator:
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file that it saves
     output_dir = Path(args.output_dir)
     accelerator = Accelerator(
-        cpu=_ranks_are_on_cpu(),
+        cpu=ranks_are_on_cpu(),
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=args.report_to,
@@ -127,14 +121,11 @@ def create_accelerator(args: argparse.Namespace) -> Accelerator:
     return accelerator
 
 
-def _ranks_are_on_cpu() -> bool:
-    """Whether several processes were started where there is no GPU: unless told, accelerate takes each for a run alone."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return several and not (torch.cuda.is_available() or is_xpu_available() or is_npu_available())
-
-
 def _prepare_output_dir(output_dir: Path, args: argparse.Namespace) -> None:
-    output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PermissionError(f"--output_dir {output_dir} cannot be made: {error}.") from error
     if not os.access(output_dir, os.W_OK):
         raise PermissionError(f"--output_dir {output_dir} cannot be written to.")
     checkpoints = list_checkpoints(output_dir)
@@ -154,60 +145,6 @@ def find_progress(accelerator: Accelerator, args: argparse.Namespace) -> tuple[P
     if path is None and args.resume_from_checkpoint:
         logger.info("There is no checkpoint in %s yet: starting at step 0.", args.output_dir)
     return (path, read_progress(path)) if path else (None, {})
-
-
-# --------------------------------------------------------------------------------------------- batches
-
-
-def _leave_signals_to_main_process(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def batches(
-    dataset: Dataset, args: argparse.Namespace, rank: int, world_size: int, first_sample: int
-) -> Iterator[tuple[Batch, Sequence[int]]]:
-    """Endless batches of this process, each with the running numbers of its samples, from `first_sample` on."""
-    size = args.train_batch_size
-    loader_options: dict[str, Any] = {
-        "collate_fn": collate,
-        "num_workers": args.dataloader_num_workers,
-        "worker_init_fn": _leave_signals_to_main_process,
-        "pin_memory": torch.cuda.is_available(),
-        # Otherwise every new iterator draws from the global generator.
-        "generator": torch.Generator().manual_seed(args.seed),
-    }
-    if isinstance(dataset, IterableDataset):
-        stream = _stream(dataset, size, rank, world_size, first_sample, loader_options)
-    else:
-        sampler = ResumableBatchSampler(len(dataset), size, args.seed, rank, world_size, first_sample)
-        stream = iter(DataLoader(EpochDataset(dataset), batch_sampler=sampler, **loader_options))
-    first = first_sample + rank * size
-    for batch in stream:
-        yield batch, range(first, first + size)
-        first += size * world_size
-
-
-def _stream(
-    dataset: IterableDataset, size: int, rank: int, world_size: int, first_sample: int, options: dict[str, Any]
-) -> Iterator[Batch]:
-    """Epoch after epoch of a stream. Its length being unknown, resuming reads again, and drops, what was consumed."""
-    behind = first_sample // (size * world_size)
-    epoch = 0
-    while True:
-        dataset.set_epoch(epoch)
-        if hasattr(dataset, "set_shard"):
-            dataset.set_shard(rank, world_size)
-        empty = True
-        for batch in DataLoader(dataset, batch_size=size, drop_last=True, **options):
-            empty = False
-            if behind:
-                behind -= 1
-            else:
-                yield batch
-        if empty:
-            raise ValueError(f"The streamed data set yields less than one batch of {size} samples a process.")
-        epoch += 1
 
 
 # --------------------------------------------------------------------------------------------- the run
@@ -250,6 +187,11 @@ class TrainingRun:
         self.progress = {"run": run, "data": dict(data), **(facts or {})}
 
         self.sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self.sharded and adversary is not None:
+            raise ValueError(
+                "An adversarial loss weighs itself by gradients at the last layer, which a sharded module does not give: "
+                "set --disc_weight 0, or launch with DDP instead of FSDP or DeepSpeed."
+            )
         # Gets the whole weights where they are wanted: a sharded module can neither be saved nor used by one process.
         self.whole = copy.deepcopy(module) if self.sharded else None
         self.players: list[tuple[nn.Module, torch.optim.Optimizer, Losses]] = [self._prepare(module, losses)]
@@ -327,6 +269,7 @@ class TrainingRun:
 
         Raises:
             NonFiniteLossError: a loss or gradient is NaN or infinite; the last checkpoint is intact.
+            DataWorkerError: a process that reads data died.
             CheckpointError: see `resume` and `save_checkpoint`.
         """
         args, accelerator = self.args, self.accelerator
@@ -344,7 +287,7 @@ class TrainingRun:
             mininterval=1,
         )
         saved, stopped = first, False
-        with GracefulStop() as stop, bar:
+        with GracefulStop() as stop, explained_worker_failures(), bar:
             for step in range(first + 1, self.max_steps + 1):
                 values, stopped = self._update(step, stream, stop)
                 values |= self._validation(step)

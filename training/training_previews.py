@@ -109,9 +109,12 @@ def _write_shapes(vae: AutoencoderD2C, field: NeuralField, inputs: torch.Tensor,
 
 
 def _write_scenes(vae: AutoencoderD2C, field: NeuralField, inputs: torch.Tensor, path: Path) -> None:
-    cameras = Cameras.orbit(4, height=64, width=64).to(inputs.device)
-    views = render_views(field, cameras, num_samples=64, bounds=field.bounds).colors  # (B, V, H, W, 3)
-    pictures = as_uint8(views.flatten(0, 1) * 2 - 1)
+    low, high = vae.bounds
+    cameras = Cameras.orbit(4, radius=2 * (high - low), height=64, width=64).to(inputs.device)
+    infinite = vae.config.last_interval_infinite
+    bounds = None if infinite else field.bounds
+    views = render_views(field, cameras, num_samples=64, bounds=bounds, last_interval_infinite=infinite).colors
+    pictures = as_uint8(views.flatten(0, 1) * 2 - 1)  # a row of views for each scene
     save_image(contact_sheet(list(pictures), columns=len(cameras)), path.with_suffix(".png"))
 
 

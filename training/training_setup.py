@@ -19,13 +19,14 @@ import inspect
 import json
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, is_npu_available, is_xpu_available
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, Subset
 
@@ -37,6 +38,12 @@ from diffusers_ddmi.data import load_signals
 logger = logging.getLogger(__name__)
 
 PRESETS = Path(__file__).resolve().parent / "configs"
+
+
+def ranks_are_on_cpu() -> bool:
+    """Whether several processes were started where there is no GPU: unless told, accelerate takes each for a run alone."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and not (torch.cuda.is_available() or is_xpu_available() or is_npu_available())
 
 
 # --------------------------------------------------------------------------------------------- presets
@@ -141,6 +148,7 @@ def load_validation_data(args: argparse.Namespace, modality: str) -> Dataset | N
 
 
 def _load(args: argparse.Namespace, modality: str, split: str, purpose: str, **source: Any) -> Dataset:
+    check_scene_flags(args, modality)
     return load_signals(
         modality,
         split=split,
@@ -167,6 +175,13 @@ def _load(args: argparse.Namespace, modality: str, split: str, purpose: str, **s
     )
 
 
+def check_scene_flags(args: argparse.Namespace, modality: str) -> None:
+    """Raises ValueError for a flag that describes scenes, where the data are none."""
+    given = [f"--{name}" for name in ("fov_y", "near", "far", "longest_side") if getattr(args, name) is not None]
+    if given and modality != "nerf":
+        raise ValueError(f"{', '.join(given)}: for scenes (nerf) only; these data are of modality {modality!r}.")
+
+
 def _held_out(args: argparse.Namespace, length: int) -> int:
     return min(max(1, round(args.validation_split * length)), length - 1) if args.validation_split else 0
 
@@ -182,13 +197,21 @@ class _Head(Subset):
 
 
 def data_fingerprint(accelerator: Accelerator, args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
-    """What must not change between the parts of a run: the files of a folder, and three examples as they come out."""
+    """What must not change between the parts of a run: the files of a folder, and three examples as they come out; of a
+    stream, how it is divided."""
     result: list[Any] = [None]
     if accelerator.is_main_process:
         result[0] = {"source": args.dataset_name or "a folder"}
         if args.train_data_dir:
             result[0]["files"] = folder_fingerprint(args.train_data_dir)
-        if not isinstance(dataset, IterableDataset):
+        if isinstance(dataset, IterableDataset):
+            # Workers and processes share the rows of a stream, and its batches are theirs.
+            result[0]["stream"] = {
+                "--dataloader_num_workers": max(1, args.dataloader_num_workers),
+                "--train_batch_size": args.train_batch_size,
+                "processes": accelerator.num_processes,
+            }
+        else:
             dataset.set_epoch(0)
             places = {"first": 0, "middle": len(dataset) // 2, "last": len(dataset) - 1}
             result[0]["length"] = len(dataset)

@@ -34,6 +34,28 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(TRAINING), os.environ.get("PYTHO
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["train_d2c_vae", "train_ldm", "diffusers_ddmi.data.images"])
 
+# Ten pictures (and two held out) in batches of four: batches straddle epochs, and step 3 is in the middle of one.
+SHARED = {
+    "preset": "tiny",
+    "validation_split": 2 / 12,
+    "resolution": 16,
+    "train_batch_size": 4,
+    "checkpointing_steps": 2,
+    "validation_steps": 100,
+    "num_validation_samples": 2,
+    "learning_rate": 1e-3,
+}
+STAGE_1 = {**SHARED, "modality": "image", "random_flip": True, "spectral_weight": 0.1, "use_ema": True}
+STAGE_2 = {
+    **SHARED,
+    "train_text_encoder": True,
+    "cache_latents": True,
+    "validation_prompts": ["a red cloud"],
+    "ddpm_num_inference_steps": 2,
+    "lr_scheduler": "constant_with_warmup",
+    "lr_warmup_steps": 4,
+}
+
 
 def flags(**options) -> list[str]:
     """Command-line flags; True stands for a bare flag, and False or None for none."""
@@ -60,10 +82,32 @@ def run(script: str, **options) -> bool:
 def _target(script: str, options: dict, environment: dict, output: str) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
+    if "SHARDED" in environment:
+        _shard_on_cpu()
     with open(output, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     raise SystemExit(0 if run(script, **options) else 1)
+
+
+def _shard_on_cpu() -> None:
+    """Makes accelerate shard modules (FSDP2) on CPU processes too, where it would replicate them."""
+    import accelerate
+    import training_loop
+
+    def create(**options) -> accelerate.Accelerator:
+        accelerator = accelerate.Accelerator(**options)
+        accelerator.state.fsdp_plugin = accelerate.FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="no_wrap",
+            cpu_ram_efficient_loading=False,
+            state_dict_type="FULL_STATE_DICT",
+        )
+        for state in (PartialState(), accelerator.state):
+            state.distributed_type = accelerate.DistributedType.FSDP
+        return accelerator
+
+    training_loop.Accelerator = create
 
 
 def start(script: str, output: Path, environment: dict | None = None, **options) -> multiprocessing.Process:
@@ -73,7 +117,9 @@ def start(script: str, output: Path, environment: dict | None = None, **options)
     return process
 
 
-def start_ranks(script: str, count: int, output: Path, **options) -> list[multiprocessing.Process]:
+def start_ranks(
+    script: str, count: int, output: Path, sharded: bool = False, **options
+) -> list[multiprocessing.Process]:
     """One training run on `count` CPU processes that talk over gloo."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -85,6 +131,8 @@ def start_ranks(script: str, count: int, output: Path, **options) -> list[multip
         "ACCELERATE_USE_CPU": "1",
     }
     shared |= {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(count)}
+    if sharded:
+        shared["SHARDED"] = "1"
     return [
         start(
             script, output.with_suffix(f".{rank}"), {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **options
@@ -106,12 +154,12 @@ def draw_pictures(folder: Path, count: int = 12) -> Path:
     return folder
 
 
-def wait_for(condition, seconds: float = 60.0) -> None:
+def wait_for(condition, seconds: float = 60.0, pause: float = 0.01) -> None:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
             raise TimeoutError(f"waited for {seconds} s in vain")
-        time.sleep(0.01)
+        time.sleep(pause)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

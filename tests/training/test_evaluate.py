@@ -298,7 +298,15 @@ class TestOtherModalities:
     @pytest.mark.parametrize(
         ("modality", "metrics"),
         [
-            ("video", {"FVD", "PSNR (dB), frames of reconstructions", "temporal consistency, samples"}),
+            (
+                "video",
+                {
+                    "FVD",
+                    "PSNR (dB), frames of reconstructions",
+                    "temporal consistency, samples",
+                    "inserted frames between their neighbours, samples",
+                },
+            ),
             ("nerf", {"FID, views", "KID, views", "PSNR (dB), 2 views of reconstructions"}),
         ],
     )

@@ -13,42 +13,31 @@
 # limitations under the License.
 import json
 import os
-import random
 import shutil
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from running import assert_same_run, draw_pictures, run, start, start_ranks, wait_for, weights
+from killing import Killer
+from running import (
+    SHARED,
+    STAGE_1,
+    STAGE_2,
+    assert_same_run,
+    draw_pictures,
+    run,
+    start,
+    start_ranks,
+    wait_for,
+    weights,
+)
 
 from diffusers_ddmi import AutoencoderD2C, DDMIImagePipeline
-from diffusers_ddmi.checkpointing import CheckpointError
+from diffusers_ddmi.checkpointing import CheckpointError, find_checkpoint, verify_checkpoint
 from diffusers_ddmi.training_utils import NonFiniteLossError
-
-
-# Ten pictures (and two held out) in batches of four: batches straddle epochs, and step 3 is in the middle of one.
-SHARED = {
-    "preset": "tiny",
-    "validation_split": 2 / 12,
-    "resolution": 16,
-    "train_batch_size": 4,
-    "checkpointing_steps": 2,
-    "validation_steps": 100,
-    "num_validation_samples": 2,
-    "learning_rate": 1e-3,
-}
-STAGE_1 = {**SHARED, "modality": "image", "random_flip": True, "spectral_weight": 0.1, "use_ema": True}
-STAGE_2 = {
-    **SHARED,
-    "train_text_encoder": True,
-    "cache_latents": True,
-    "validation_prompts": ["a red cloud"],
-    "ddpm_num_inference_steps": 2,
-    "lr_scheduler": "constant_with_warmup",
-    "lr_warmup_steps": 4,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -133,12 +122,17 @@ class TestExactResume:
         assert_validation_aside(tmp_path, vae if stage == 1 else ldm)
 
     def test_sigkill_while_training(self, stage, vae, ldm, tmp_path):
-        kill_until_done(stage, vae, ldm, tmp_path, kills=2, seed=stage)
+        assert killer(stage, vae, ldm, tmp_path).kill(2).kills == 2
 
     @pytest.mark.slow
     def test_ten_kills(self, stage, vae, ldm, tmp_path):
-        for attempt in range(5):
-            kill_until_done(stage, vae, ldm, tmp_path / str(attempt), kills=2, seed=100 * stage + attempt)
+        assert killer(stage, vae, ldm, tmp_path).kill(10).kills == 10
+
+
+def killer(stage: int, vae: Path, ldm: Path, folder: Path) -> Killer:
+    script, options = options_of(stage, vae)
+    options = {**options, "max_train_steps": 6}
+    return Killer(script, options, reference=vae if stage == 1 else ldm, folder=folder, seed=10)
 
 
 def assert_validation_aside(folder: Path, reference: Path) -> None:
@@ -146,25 +140,6 @@ def assert_validation_aside(folder: Path, reference: Path) -> None:
     lines = [{k: v for k, v in e.items() if e["step"] != 3 or k != "psnr"} for e in log_of(folder)]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert_same_run(folder, reference)
-
-
-def kill_until_done(stage: int, vae: Path, ldm: Path, folder: Path, kills: int, seed: int) -> None:
-    """Kills a run at random moments, then lets it finish."""
-    script, options = options_of(stage, vae)
-    options = {**options, "output_dir": folder / "run", "max_train_steps": 6, "resume_from_checkpoint": "latest"}
-    folder.mkdir(exist_ok=True)
-    rng = random.Random(seed)
-    for _ in range(kills):
-        process = start(script, folder / "output", **options, checkpoints_total_limit=2)
-        begun = (folder / "run" / "log.jsonl").exists
-        wait_for(lambda: begun() or not process.is_alive())  # noqa: B023  (called at once)
-        process.join(rng.uniform(0.0, 1.0))
-        process.kill()  # nothing to do if the run has been faster
-        process.join()
-    process = start(script, folder / "output", **options, checkpoints_total_limit=2)
-    process.join()
-    assert process.exitcode == 0, (folder / "output").read_text()
-    assert_same_run(folder / "run", vae if stage == 1 else ldm)
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +168,31 @@ class TestProcesses:
         for name, tensor in ours.items():
             torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=2e-3)
 
+    def test_sharded_and_resumed(self, two_ranks, tmp_path):
+        """FSDP2: losses, clipping, averages, checkpoints and export of a module of which no process has the whole."""
+        for steps in (3, 6):
+            ranks = start_ranks(
+                "train_d2c_vae",
+                2,
+                tmp_path / "output",
+                sharded=True,
+                output_dir=tmp_path / "run",
+                max_train_steps=steps,
+                resume_from_checkpoint="latest",
+                **{**STAGE_1, "train_batch_size": 2},
+            )
+            for rank in ranks:
+                rank.join()
+            assert [rank.exitcode for rank in ranks] == [0, 0], (tmp_path / "output.0").read_text()
+        assert (tmp_path / "run" / "checkpoint-6" / "pytorch_model_fsdp.bin").exists()  # it really was sharded
+        for sharded, replicated in zip(log_of(tmp_path / "run"), log_of(two_ranks), strict=True):
+            for name in ("loss", "spectral", "grad_norm"):
+                assert sharded[name] == pytest.approx(replicated[name], rel=1e-5)
+        ours, theirs = weights(tmp_path / "run"), weights(two_ranks)
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            torch.testing.assert_close(tensor, theirs[name], rtol=1e-4, atol=1e-5)
+
     def test_same_as_one_process_that_accumulates(self, vae, tmp_path):
         run(
             "train_d2c_vae",
@@ -203,6 +203,11 @@ class TestProcesses:
         for one, two in zip(log_of(vae), log_of(tmp_path)):
             # each batch moves the power iteration of the spectral norms on, hence the tolerance
             assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+
+    def test_killed_together_and_resumed(self, two_ranks, tmp_path):
+        options = {**STAGE_1, "train_batch_size": 2, "max_train_steps": 6}
+        tally = Killer("train_d2c_vae", options, two_ranks, tmp_path, seed=10, ranks=2).kill(2)
+        assert tally.kills == 2 and tally.finished > 0
 
     def test_a_rank_killed_alone_ends_the_run(self, tmp_path):
         ranks = start_ranks(
@@ -220,18 +225,37 @@ class TestProcesses:
 
 
 class TestLeaving:
-    def test_sigterm_saves_and_leaves(self, vae, tmp_path):
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_signals_save_and_leave(self, vae, number, tmp_path):
         process = start(
             "train_d2c_vae", tmp_path / "output", output_dir=tmp_path / "run", max_train_steps=2000, **STAGE_1
         )
         wait_for(lambda: (tmp_path / "run" / "checkpoint-2").exists() or not process.is_alive())
-        os.kill(process.pid, signal.SIGTERM)
+        os.kill(process.pid, number)
         process.join(30)
         assert process.exitcode == 1
         message = (tmp_path / "output").read_text()
         assert "--resume_from_checkpoint latest" in message
         step = log_of(tmp_path / "run")[-1]["step"]
         assert (tmp_path / "run" / f"checkpoint-{step}" / "manifest.json").exists()
+
+    def test_death_of_a_data_worker(self, tmp_path):
+        process = start(
+            "train_d2c_vae",
+            tmp_path / "output",
+            output_dir=tmp_path / "run",
+            max_train_steps=2000,
+            dataloader_num_workers=1,
+            **STAGE_1,
+        )
+        wait_for(lambda: (tmp_path / "run" / "checkpoint-2").exists() or not process.is_alive())
+        (worker,) = psutil.Process(process.pid).children()
+        worker.kill()
+        process.join(60)
+        assert process.exitcode == 1
+        message = (tmp_path / "output").read_text()
+        assert "DataWorkerError" in message and "continue with --resume_from_checkpoint latest" in message
+        verify_checkpoint(find_checkpoint(tmp_path / "run", "latest"))
 
     def test_existing_run_is_not_overwritten_unasked(self, vae):
         with pytest.raises(FileExistsError, match="--resume_from_checkpoint latest"):
@@ -266,6 +290,25 @@ class TestRefusals:
                 resume_from_checkpoint="latest",
                 **{**STAGE_1, "learning_rate": 0.1},
             )
+
+    def test_a_stream_divided_otherwise(self, tmp_path):
+        """Its rows depend on the number of workers, of which none are as good as one."""
+        options = {**STAGE_1, "validation_split": 0, "streaming": True}
+        run("train_d2c_vae", output_dir=tmp_path / "whole", max_train_steps=4, **options)
+        run("train_d2c_vae", output_dir=tmp_path / "run", max_train_steps=2, **options)
+        options |= {"output_dir": tmp_path / "run", "max_train_steps": 4, "resume_from_checkpoint": "latest"}
+        with pytest.raises(CheckpointError, match="stream/--dataloader_num_workers was 1 and is 2"):
+            run("train_d2c_vae", dataloader_num_workers=2, **options)
+        run("train_d2c_vae", dataloader_num_workers=1, **options)
+        assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+    def test_a_folder_that_cannot_be_written_to(self, tmp_path, monkeypatch):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(PermissionError, match=r"--output_dir .*file/run cannot be made: .*Not a directory"):
+            run("train_d2c_vae", output_dir=tmp_path / "file" / "run", **STAGE_1)
+        monkeypatch.setattr(os, "access", lambda *_: False)  # the superuser may write everywhere
+        with pytest.raises(PermissionError, match=r"--output_dir .* cannot be written to"):
+            run("train_d2c_vae", output_dir=tmp_path, **STAGE_1)
 
     def test_nonfinite_loss_names_step_and_term(self, tmp_path):
         with pytest.raises(NonFiniteLossError, match=r"Step \d+: .*loss"):
