@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test lint format clean
 
-demo: $(INSTALLED)  ## train on handwritten digits, and write pictures to outputs/demo
+demo: $(INSTALLED)  ## train images and text-to-shape, and write pictures and meshes to outputs/demo
 	$(BIN)/python examples/demo.py --output_dir outputs/demo
 
 test: $(INSTALLED)
