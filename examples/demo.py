@@ -33,7 +33,8 @@ from PIL import Image
 
 import diffusers_ddmi  # noqa: F401 (makes the pipelines loadable)
 from diffusers_ddmi.rendering.grids import render_pixels
-from diffusers_ddmi.rendering.raster import contact_sheet, render_mesh, save_gif, save_image, turntable
+from diffusers_ddmi.rendering.pictures import contact_sheet, save_gif, save_image
+from diffusers_ddmi.rendering.raster import render_mesh, turntable
 from diffusers_ddmi.rendering.surface import save_mesh
 
 

@@ -24,7 +24,7 @@ import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
 import diffusers_ddmi  # noqa: F401 (makes the pipelines loadable)
-from diffusers_ddmi.rendering.raster import contact_sheet, save_image
+from diffusers_ddmi.rendering.pictures import contact_sheet, save_image
 
 
 def regions(levels: int, factor: float = 2.0, centre: tuple[float, float] = (0.0, 0.0)) -> list[tuple[float, ...]]:

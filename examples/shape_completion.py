@@ -29,7 +29,8 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 
 from diffusers_ddmi import DDMIPipeline
 from diffusers_ddmi.data import load_signals
-from diffusers_ddmi.rendering.raster import contact_sheet, render_mesh, save_image
+from diffusers_ddmi.rendering.pictures import contact_sheet, save_image
+from diffusers_ddmi.rendering.raster import render_mesh
 from diffusers_ddmi.rendering.surface import extract_meshes
 
 

@@ -24,7 +24,8 @@ import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
 import diffusers_ddmi  # noqa: F401 (makes the pipelines loadable)
-from diffusers_ddmi.rendering.raster import contact_sheet, render_mesh, save_gif, save_image
+from diffusers_ddmi.rendering.pictures import contact_sheet, save_gif, save_image
+from diffusers_ddmi.rendering.raster import render_mesh
 from diffusers_ddmi.rendering.surface import extract_meshes
 
 

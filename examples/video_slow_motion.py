@@ -24,7 +24,7 @@ import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 
 import diffusers_ddmi  # noqa: F401 (makes the pipelines loadable)
-from diffusers_ddmi.rendering.raster import contact_sheet, save_gif
+from diffusers_ddmi.rendering.pictures import contact_sheet, save_gif
 
 
 def main(arguments: list[str] | None = None) -> None:

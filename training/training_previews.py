@@ -24,7 +24,8 @@ from accelerate import Accelerator
 from diffusers_ddmi import AutoencoderD2C, NeuralField
 from diffusers_ddmi.rendering.cameras import Cameras
 from diffusers_ddmi.rendering.grids import cell_centres, render_pixels
-from diffusers_ddmi.rendering.raster import contact_sheet, render_mesh, save_gif, save_image
+from diffusers_ddmi.rendering.pictures import contact_sheet, save_gif, save_image
+from diffusers_ddmi.rendering.raster import render_mesh
 from diffusers_ddmi.rendering.surface import extract_meshes
 from diffusers_ddmi.rendering.volume import render_views
 

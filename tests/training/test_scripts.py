@@ -168,7 +168,7 @@ class TestProcesses:
         for name, tensor in ours.items():
             torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=2e-3)
 
-    @pytest.mark.slow  # torch's FSDP2 is not at home on CPUs: one process in some hundreds dies inside torch
+    @pytest.mark.slow  # torch's FSDP2 is not at home on CPUs, and died inside torch once
     def test_sharded_and_resumed(self, two_ranks, tmp_path):
         """FSDP2: losses, clipping, averages, checkpoints and export of a module of which no process has the whole."""
         for steps in (3, 6):
