@@ -29,6 +29,7 @@ import trimesh
 from evaluation_context import Evaluation, items, mean_figure
 from evaluation_report import Figure
 from evaluation_stages import Stage, Tensors
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from diffusers_ddmi import NeuralField
@@ -84,7 +85,8 @@ def image_sets(e: Evaluation) -> Figures:
     for size in e.args.resolutions or [e.size]:
         data = e.load(resolution=size)
         real = e.features(f"reference-features-{size}", e.num_references, partial(_inputs, e, data))
-        pairs.append((size, e.features(f"features-{size}", e.num_samples, partial(_pictures, e, size)), real))
+        generated = partial(lambda size, numbers: _pictures(e, e.fields(numbers), size), size)
+        pairs.append((size, e.features(f"features-{size}", e.num_samples, generated), real))
     return lambda: [
         figure
         for size, generated, real in pairs
@@ -96,36 +98,44 @@ def _inputs(e: Evaluation, data: Dataset, numbers: range) -> torch.Tensor:
     return e.examples(data, numbers)["inputs"]
 
 
-def _pictures(e: Evaluation, size: int, numbers: range) -> torch.Tensor:
-    return e.render(e.fields(numbers), height=size, width=size, region=None) * 2 - 1
+def _pictures(e: Evaluation, fields: NeuralField, size: int) -> torch.Tensor:
+    """Pictures `(batch, 3, size, size)` in [-1, 1]."""
+    return e.render(fields, height=size, width=size, region=None) * 2 - 1
 
 
 def image_reconstructions(e: Evaluation) -> Figures:
-    data = e.load(resolution=e.size)
+    """Reconstructions at the encoder's resolution and, from the same latents, at --resolutions.
 
-    def compute(numbers: range) -> Tensors:
-        inputs = e.examples(data, numbers)["inputs"]
-        pixels = e.render(e.reconstruct(inputs), height=e.size, width=e.size, region=None) * 2 - 1
-        return _picture_scores(pixels, inputs, 2.0)
+    Beyond the encoder's resolution a bicubic enlargement of its input stands beside them.
+    """
+    data = {size: e.load(resolution=size) for size in sorted({e.size, *(e.args.resolutions or ())})}
 
-    stage = e.stages.run("reconstructions", e.num_reconstructions, compute)
-    return lambda: _score_figures(stage, "reconstruction", e.size)
+    def compute(numbers: range, size: int) -> Tensors:
+        inputs, targets = (e.examples(data[side], numbers)["inputs"] for side in (e.size, size))
+        pixels = _pictures(e, e.reconstruct(inputs), size)
+        scores = _picture_scores("reconstruction", pixels, targets, 2.0)
+        if size > e.size:
+            enlarged = F.interpolate(inputs, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+            scores |= _picture_scores("bicubic enlargement of the input", enlarged, targets, 2.0)
+        return scores
+
+    stages = {
+        size: e.stages.run(f"reconstructions-{size}", e.num_reconstructions, partial(compute, size=size))
+        for size in data
+    }
+    return lambda: [figure for size, stage in stages.items() for figure in _score_figures(stage, size)]
 
 
-def _picture_scores(prediction: torch.Tensor, target: torch.Tensor, data_range: float) -> Tensors:
-    scores = {"PSNR": psnr(prediction, target, data_range)}
+def _picture_scores(what: str, prediction: torch.Tensor, target: torch.Tensor, data_range: float) -> Tensors:
+    scores = {f"PSNR (dB), {what}": psnr(prediction, target, data_range)}
     if min(prediction.shape[-2:]) >= 11:  # SSIM's window
-        scores["SSIM"] = ssim(prediction, target, data_range)
+        scores[f"SSIM, {what}"] = ssim(prediction, target, data_range)
     return scores
 
 
-_UNITS = {"PSNR": "PSNR (dB)"}
-
-
-def _score_figures(stage: Stage, what: str, resolution: int | None = None) -> list[Figure]:
+def _score_figures(stage: Stage, resolution: int | None = None) -> list[Figure]:
     return [
-        mean_figure(f"{_UNITS.get(name, name)}, {what}", values, "higher", resolution=resolution)
-        for name, values in sorted(stage.tensors.items())
+        mean_figure(name, values, "higher", resolution=resolution) for name, values in sorted(stage.tensors.items())
     ]
 
 
@@ -134,8 +144,7 @@ def image_perceptual(e: Evaluation) -> Figures:
 
     def compute(numbers: range) -> Tensors:
         inputs = e.examples(data, numbers)["inputs"]
-        pixels = e.render(e.reconstruct(inputs), height=e.size, width=e.size, region=None) * 2 - 1
-        return {"lpips": e.perceptual(pixels, inputs).flatten()}
+        return {"lpips": e.perceptual(_pictures(e, e.reconstruct(inputs), e.size), inputs).flatten()}
 
     stage = e.stages.run("reconstructions-lpips", e.num_reconstructions, compute)
     return lambda: [mean_figure("LPIPS, reconstruction", stage.tensors["lpips"], "lower", resolution=e.size)]
@@ -289,10 +298,11 @@ def clip_reconstructions(e: Evaluation) -> Figures:
 
     def compute(numbers: range) -> Tensors:
         inputs = e.examples(data, numbers)["inputs"]
-        return {"PSNR": frame_psnr(_clips(e, e.reconstruct(inputs)), inputs).mean(1)}
+        scores = frame_psnr(_clips(e, e.reconstruct(inputs)), inputs)
+        return {"PSNR (dB), frames of reconstructions": scores.mean(1)}
 
     stage = e.stages.run("reconstructions", e.num_reconstructions, compute)
-    return lambda: _score_figures(stage, "frames of reconstructions", e.size)
+    return lambda: _score_figures(stage, e.size)
 
 
 def clip_smoothness(e: Evaluation) -> Figures:
@@ -382,18 +392,19 @@ def _views(e: Evaluation, fields: NeuralField, cameras: Cameras) -> torch.Tensor
 
 def scene_reconstructions(e: Evaluation) -> Figures:
     """Views of scenes that were encoded from their points, against the scenes' pictures."""
-    data = _scene_data(e)
+    data, what = _scene_data(e), f"{e.args.num_views} views of reconstructions"
 
     def compute(numbers: range) -> Tensors:
         scores = []
         for number in numbers:
             example = data[e.order[number]]
             views = _views(e, e.reconstruct(example["inputs"][None]), example["cameras"])[0].cpu()
-            scores.append({k: v.mean() for k, v in _picture_scores(views, example["views"], 1.0).items()})
+            of_views = _picture_scores(what, views, example["views"], 1.0)
+            scores.append({name: values.mean() for name, values in of_views.items()})
         return {name: torch.stack([score[name] for score in scores]) for name in scores[0]}
 
     stage = e.stages.run("reconstructions", e.num_reconstructions, compute)
-    return lambda: _score_figures(stage, f"{e.args.num_views} views of reconstructions")
+    return lambda: _score_figures(stage)
 
 
 def scene_sets(e: Evaluation) -> Figures:
@@ -429,10 +440,6 @@ def text_agreement(e: Evaluation) -> Figures:
     return lambda: [mean_figure("CLIP-S", stage.tensors["score"], "higher")]
 
 
-def _show_images(e: Evaluation, fields: NeuralField) -> torch.Tensor:
-    return e.render(fields, height=e.size, width=e.size, region=None) * 2 - 1
-
-
 def _show_meshes(e: Evaluation, fields: NeuralField) -> torch.Tensor:
     pictures = np.stack([render_mesh(mesh, size=CLIP_SIZE) for mesh in extract(e, fields)])
     return torch.from_numpy(pictures[..., :3]).movedim(-1, 1).float() / 127.5 - 1
@@ -450,7 +457,7 @@ def _show_views(e: Evaluation, fields: NeuralField) -> torch.Tensor:
 
 
 SHOWN_TO_CLIP: dict[str, Callable[[Evaluation, NeuralField], torch.Tensor]] = {
-    "image": _show_images,
+    "image": lambda e, fields: _pictures(e, fields, e.size),
     "shape": _show_meshes,
     "video": _show_frames,
     "nerf": _show_views,

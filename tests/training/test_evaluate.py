@@ -23,6 +23,7 @@ import pytest
 import torch
 from evaluation_report import Figure, update_model_card, write_reports
 from evaluation_stages import Stages, check_settings
+from PIL import Image
 from running import run, start, start_ranks, wait_for
 from safetensors.torch import load_file
 from toy_networks import Means
@@ -106,7 +107,11 @@ class TestImageTable:
         facts = json.loads((report / "report.json").read_text())
         rows = {(f["metric"], f["resolution"], f["samples"], f.get("references")) for f in facts["figures"]}
         sets = {(name, size, 5, 5) for name in ("FID", "KID", "precision", "recall") for size in (8, 24)}
-        assert rows == sets | {(name, 16, 3, None) for name in ("PSNR (dB), reconstruction", "SSIM, reconstruction")}
+        sizes = {"reconstruction": (16, 24), "bicubic enlargement of the input": (24,)}
+        scores = {(f"{name}, {what}", what) for name in ("PSNR (dB)", "SSIM") for what in sizes}
+        # Pictures of 8 pixels are too small for SSIM's window.
+        small = {("PSNR (dB), reconstruction", 8, 3, None)}
+        assert rows == sets | small | {(name, size, 3, None) for name, what in scores for size in sizes[what]}
         assert all(figure["seed"] == 0 for figure in facts["figures"])
         assert facts["modality"] == "image" and facts["data"] == {
             "source": "procedural",
@@ -144,18 +149,28 @@ class TestImageTable:
         assert value(report, "FID", 24) == pytest.approx(expected, rel=1e-3)
 
     def test_psnr_by_hand(self, pipeline, report):
+        """At the native size by the field's coordinates; beyond it, bicubic enlargement by Pillow."""
         vae = DDMIImagePipeline.from_pretrained(pipeline).vae.eval()
-        data = load_signals("image", "procedural", split="test", resolution=16, purpose="evaluation")
-        order = np.random.default_rng(0).permutation(2048)[:3]
-        scores = []
-        for place in order:
-            example = data[int(place)]
+        native, large = (
+            load_signals("image", "procedural", split="test", resolution=size, purpose="evaluation")
+            for size in (16, 24)
+        )
+        scores, enlarged = [], []
+        for place in np.random.default_rng(0).permutation(2048)[:3]:
+            example = native[int(place)]
             with torch.no_grad():
                 field = vae.decode(vae.encode(example["inputs"][None]).latent_dist.mode()).field
             scores.append(psnr(field(example["coords"]).clamp(-1, 1), example["targets"][None]))
-        assert value(report, "PSNR (dB), reconstruction", 16) == pytest.approx(
-            float(torch.cat(scores).mean()), rel=1e-4
-        )
+            channels = [
+                np.asarray(Image.fromarray(channel.numpy()).resize((24, 24), Image.Resampling.BICUBIC))
+                for channel in example["inputs"]
+            ]
+            picture = torch.from_numpy(np.stack(channels)).clamp(-1, 1)
+            enlarged.append(psnr(picture[None], large[int(place)]["inputs"][None]))
+        expected = {("reconstruction", 16): scores, ("bicubic enlargement of the input", 24): enlarged}
+        for (what, size), values in expected.items():
+            mean = float(torch.cat(values).mean())
+            assert value(report, f"PSNR (dB), {what}", size) == pytest.approx(mean, rel=1e-4)
 
 
 class TestResuming:
