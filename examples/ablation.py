@@ -25,13 +25,14 @@ it goes on where it was stopped.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from diffusers_ddmi.files import write_text
 
 
 HERE = Path(__file__).resolve().parent
@@ -146,7 +147,7 @@ def measure(args: argparse.Namespace, row: str, seed: int, config: Mapping[str, 
 
 
 def evaluate(args: argparse.Namespace, folder: Path, seed: int, data: Mapping[str, Any]) -> float:
-    """FID of the row's pipeline against the training data."""
+    """FID of the row's pipeline against the pictures of the split train (all, where a folder is not divided)."""
     run(
         "evaluate.py",
         pipeline=folder / "pipeline",
@@ -198,12 +199,6 @@ def _summary(values: Sequence[float]) -> str:
         return "–"
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{deviation}"
-
-
-def write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def main(args: argparse.Namespace) -> None:

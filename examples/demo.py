@@ -156,13 +156,13 @@ def furniture(folder: Path) -> None:
             "validation_steps": 390,
         },
         stage_2={
-            "max_train_steps": 1600,
+            "max_train_steps": 2200,
             "train_batch_size": 32,
             "learning_rate": 1e-3,
             "lr_warmup_steps": 50,
             "cache_latents": True,
             "train_text_encoder": True,
-            "validation_steps": 1600,
+            "validation_steps": 2200,
         },
     )
     pipe = DiffusionPipeline.from_pretrained(pipeline)

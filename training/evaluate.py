@@ -128,7 +128,8 @@ def _add_sample_arguments(group: argparse._ArgumentGroup) -> None:
 
 def _add_network_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--feature_extractor", help="TorchScript file, hub id, or module:Class of your own (a torch.nn.Module)."
+        "--feature_extractor",
+        help="TorchScript file, CLIPModel, hub id of either, or module:Class of your own (a torch.nn.Module).",
     )
     group.add_argument(
         "--feature_range",
@@ -233,10 +234,9 @@ def load_pipeline(folder: Path, scheduler: str | None, device: torch.device) -> 
 
 def pipeline_fingerprint(folder: Path) -> dict[str, str]:
     """The files that a pipeline is loaded from: those of its components, and no card, log or checkpoint."""
-    parts = [path for path in sorted(folder.iterdir()) if (path / "config.json").is_file()]
-    parts = [path for path in parts if not path.name.startswith(("checkpoint-", "."))]
-    files = {f"{part.name}/{name}": record for part in parts for name, record in folder_fingerprint(part).items()}
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    parts = [folder / name for name in sorted(index) if (folder / name).is_dir()]
+    files = {f"{part.name}/{name}": record for part in parts for name, record in folder_fingerprint(part).items()}
     return {**files, "model_index.json": json.dumps(index, sort_keys=True)}
 
 
@@ -347,7 +347,8 @@ def choose_measures(e: Evaluation) -> tuple[list[Measure], list[str]]:
     unknown = sorted(set(wanted or ()) - known)
     if unknown:
         raise ValueError(f"--metrics {' '.join(unknown)}: for {e.pipe.modality} there are {', '.join(sorted(known))}.")
-    there = {name: getattr(e, name) is not None for name in ("extractor", "clip", "perceptual", "prompts")}
+    there = {name: getattr(e, name) is not None for name in ("extractor", "clip", "prompts")}
+    there["perceptual"] = importlib.util.find_spec("lpips") is not None
     there["several"] = there["prompts"] and e.args.samples_per_prompt > 1
     for measure in measures:
         names = [name for name in measure.names if name in (wanted or measure.names)]
@@ -359,6 +360,20 @@ def choose_measures(e: Evaluation) -> tuple[list[Measure], list[str]]:
     if wanted and left_out:
         raise ValueError(f"--metrics asks for what cannot be computed. {' '.join(left_out)}")
     return chosen, left_out
+
+
+def load_perceptual(e: Evaluation, measures: list[Measure], left_out: list[str]) -> tuple[list[Measure], list[str]]:
+    """Loads LPIPS if a measure needs it. Those are left out if its weights cannot be had and nobody asked for them."""
+    if not any("perceptual" in measure.needs for measure in measures):
+        return measures, left_out
+    try:
+        e.perceptual = load_perceptual_network().to(e.device)
+    except OSError as error:
+        if e.args.metrics:
+            raise
+        measures = [measure for measure in measures if "perceptual" not in measure.needs]
+        left_out = [*left_out, f"LPIPS: the weights of its network could not be loaded ({error})."]
+    return measures, left_out
 
 
 def wanted_figures(measure: Measure, made: list[Figure], metrics: list[str] | None) -> tuple[list[Figure], list[str]]:
@@ -414,8 +429,6 @@ def prepare(args: argparse.Namespace, accelerator: Accelerator, folder: Path) ->
         evaluation.extractor = load_extractor(args.feature_extractor, args.feature_range, device)
     if args.clip:
         evaluation.clip = ClipScorer(args.clip).to(device)
-    if importlib.util.find_spec("lpips") and pipe.modality == "image":
-        evaluation.perceptual = load_perceptual_network().to(device)
     return evaluation, settings
 
 
@@ -476,6 +489,7 @@ def main(args: argparse.Namespace) -> Path:
     accelerator = create_accelerator()
     e, settings = prepare(args, accelerator, folder)
     measures, left_out = choose_measures(e)
+    measures, left_out = load_perceptual(e, measures, left_out)
     e.latents = e.stages.run("samples", args.num_samples, partial(generate, e))
     measured = [(measure, measure.run(e)) for measure in measures]
     if accelerator.is_main_process:

@@ -63,9 +63,10 @@ def set_figures(e: Evaluation, generated: torch.Tensor, real: torch.Tensor, what
     """FID, KID, precision and recall of two sets of features."""
     counts = {"samples": len(generated), "references": len(real), **further}
     kernel, deviation = kid(real, generated, seed=e.args.seed)
+    spread = {"note": "all samples"} if deviation is None else {"deviation": deviation, "note": "± over 100 subsets"}
     figures = [
         Figure(f"FID{what}", fid(real, generated), better="lower", **counts),
-        Figure(f"KID{what}", kernel, deviation=deviation, better="lower", note="± over 100 subsets", **counts),
+        Figure(f"KID{what}", kernel, better="lower", **spread, **counts),
     ]
     if min(len(generated), len(real)) > 3:
         precision, recall = precision_recall(real, generated)
@@ -195,7 +196,7 @@ def shape_sets(e: Evaluation) -> Figures:
             rows = first[numbers.start : numbers.stop]
             return {"distances": pairwise_distances(rows, second, metric, device=e.device)}
 
-        return e.stages.run(f"{metric}-{name}-{len(first)}x{len(second)}", len(first), compute)
+        return e.stages.run(f"{metric}-{points}-{name}-{len(first)}x{len(second)}", len(first), compute)
 
     if not len(generated):
         return lambda: [Figure("shapes without a surface", missing, e.num_samples, better="lower")]
@@ -357,9 +358,11 @@ def _doubling_figures(kind: str, stage: Stage, size: int) -> list[Figure]:
         return []
     further = {"resolution": size, "note": "larger distance to a neighbour / distance of the neighbours"}
     share = Figure(
-        f"inserted frames between their neighbours, {kind}", float((ratios < 1).double().mean()), len(ratios)
+        f"frame doubling, inserted frames between their neighbours, {kind}",
+        float((ratios < 1).double().mean()),
+        len(ratios),
     )
-    return [share, mean_figure(f"betweenness of inserted frames, {kind}", ratios, "", **further)]
+    return [share, mean_figure(f"frame doubling, betweenness of inserted frames, {kind}", ratios, "", **further)]
 
 
 # --------------------------------------------------------------------------------------------- scenes

@@ -32,7 +32,7 @@ class Figure:
     """One number of the table.
 
     Attributes:
-        metric: its name, with what it was measured on. value: the number.
+        metric: its name in --metrics, then what it was measured on. value: the number.
         samples: how many samples or reconstructions it is about.
         references: how many items of the data they were compared with, if others.
         resolution: pixels of a side, for pictures and clips.

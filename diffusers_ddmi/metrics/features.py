@@ -207,14 +207,15 @@ def load_feature_extractor(
     input_range: str | None = None,
     device: str | torch.device = "cpu",
 ) -> FeatureExtractor:
-    """A feature extractor from a TorchScript file, a hub id or a module.
+    """A feature extractor from a TorchScript file, a CLIP model, a hub id of either, or a module.
 
     For FID figures that compare with published ones, take the Inception of the original FID weights as TorchScript
     (`inception-2015-12-05.pt` of StyleGAN), for FVD the I3D of StyleGAN-V (`i3d_torchscript.pt`).
 
     Args:
-        source: path of a TorchScript file; a hub id "owner/name" of a repository with one such file, or
-            "owner/name/file.pt"; or any `torch.nn.Module` (see [`FeatureExtractor`]).
+        source: path of a TorchScript file, or folder of a `transformers.CLIPModel`; a hub id "owner/name" of a
+            repository with one TorchScript file or a CLIP model, or "owner/name/file.pt"; or any `torch.nn.Module` (see
+            [`FeatureExtractor`]).
         input_range: "signed", "unit" or "byte"; `None` means "byte" for TorchScript files, "signed" for modules. A script's
             arguments `rescale`, `resize` and `return_features`, where it has them, are set.
         device: where it runs.
@@ -226,8 +227,10 @@ def load_feature_extractor(
     if isinstance(source, nn.Module):
         return FeatureExtractor(source, input_range or "signed").to(device)
     path = Path(source).expanduser()
-    if not path.is_file():
+    if not path.exists():
         path = _download(str(source))
+    if path is None or path.is_dir():
+        return FeatureExtractor(ClipFeatures(source if path is None else path)).to(device)
     try:
         script = torch.jit.load(str(path), map_location=device)
     except RuntimeError as error:
@@ -237,14 +240,15 @@ def load_feature_extractor(
     return FeatureExtractor(script, input_range or "byte", options)
 
 
-def _download(source: str) -> Path:
+def _download(source: str) -> Path | None:
+    """The TorchScript file of a repository, or None for one that holds a transformers model."""
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     owner, name, *file = source.split("/", 2) if source.count("/") else (source, "")
     unreachable = (
-        f"no feature extractor {source!r}: neither a file here nor a repository that can be reached on the hub. "
-        "Give the path of a TorchScript file, or a hub id"
+        f"no feature extractor {source!r}: neither a file or folder here nor a repository that can be reached on the "
+        "hub. Give the path of a TorchScript file or of a CLIPModel's folder, or a hub id"
     )
     if not owner or not name or owner in (".", ".."):
         raise FileNotFoundError(unreachable)
@@ -252,6 +256,8 @@ def _download(source: str) -> Path:
         if not file:
             names = HfApi().list_repo_files(f"{owner}/{name}")
             file = [name for name in names if name.endswith((".pt", ".pth", ".ts", ".torchscript"))]
+            if not file and "config.json" in names:
+                return None
             if len(file) != 1:
                 raise ValueError(f"{source} has {len(file)} TorchScript files; name one as {source}/FILE: {file}")
         return Path(hf_hub_download(f"{owner}/{name}", file[0]))
@@ -259,7 +265,44 @@ def _download(source: str) -> Path:
         raise FileNotFoundError(f"{unreachable} ({error})") from error
 
 
-class ClipScorer(nn.Module):
+class ClipFeatures(nn.Module):
+    """The image embeddings of a CLIP model, as features.
+
+    Args:
+        source: hub id or folder of a `transformers.CLIPModel`.
+
+    Raises:
+        OSError: no such model here or on the hub (from transformers).
+    """
+
+    def __init__(self, source: str | os.PathLike):
+        from transformers import CLIPModel
+        from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+        super().__init__()
+        self.model = CLIPModel.from_pretrained(source).eval()
+        self.register_buffer("mean", torch.tensor(OPENAI_CLIP_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(OPENAI_CLIP_STD)[:, None, None], persistent=False)
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeddings `(batch, channels)` of `images` (batch, 3, height, width) in [-1, 1]."""
+        pooled = self.model.vision_model(pixel_values=self._pixels(images)).pooler_output
+        return self.model.visual_projection(pooled)
+
+    def _pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """CLIP's preprocessing: shorter side to the model's size (bicubic, anti-aliased), central square, standardised."""
+        size = self.model.config.vision_config.image_size
+        height, width = images.shape[-2:]
+        shape = [side * size // min(height, width) for side in (height, width)]
+        images = images.to(self.mean.device, torch.float32).clamp(-1.0, 1.0)
+        images = F.interpolate(images, shape, mode="bicubic", antialias=True, align_corners=False)
+        top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+        images = images[..., top : top + size, left : left + size].clamp(-1.0, 1.0)
+        return ((images + 1.0) / 2.0 - self.mean) / self.std
+
+
+class ClipScorer(ClipFeatures):
     """CLIP-S, how well pictures agree with captions (Hessel et al. 2021): w · max(cos(image, text), 0).
 
     Args:
@@ -271,15 +314,11 @@ class ClipScorer(nn.Module):
     """
 
     def __init__(self, source: str | os.PathLike, weight: float = 2.5):
-        from transformers import AutoTokenizer, CLIPModel
-        from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+        from transformers import AutoTokenizer
 
-        super().__init__()
-        self.model = CLIPModel.from_pretrained(source).eval()
+        super().__init__(source)
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         self.weight = weight
-        self.register_buffer("mean", torch.tensor(OPENAI_CLIP_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(OPENAI_CLIP_STD)[:, None, None], persistent=False)
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor, captions: list[str]) -> torch.Tensor:
@@ -297,14 +336,3 @@ class ClipScorer(nn.Module):
         )
         cosine = F.cosine_similarity(output.image_embeds.double(), output.text_embeds.double())
         return self.weight * cosine.clamp_min(0.0)
-
-    def _pixels(self, images: torch.Tensor) -> torch.Tensor:
-        """CLIP's preprocessing: shorter side to the model's size (bicubic, anti-aliased), central square, standardised."""
-        size = self.model.config.vision_config.image_size
-        height, width = images.shape[-2:]
-        shape = [side * size // min(height, width) for side in (height, width)]
-        images = images.to(self.mean.device, torch.float32).clamp(-1.0, 1.0)
-        images = F.interpolate(images, shape, mode="bicubic", antialias=True, align_corners=False)
-        top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-        images = images[..., top : top + size, left : left + size].clamp(-1.0, 1.0)
-        return ((images + 1.0) / 2.0 - self.mean) / self.std

@@ -85,8 +85,10 @@ def kid(
     num_subsets: int = 100,
     subset_size: int = 1000,
     seed: int = 0,
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """Kernel (Inception) distance (Bińkowski et al. 2018): mean and standard deviation of [`polynomial_mmd`] over subsets.
+
+    Where a subset is all samples of both sets there is one value, and no deviation (`None`).
 
     Args:
         real, generated: features `(N, D)`, `(M, D)`.
@@ -96,6 +98,8 @@ def kid(
     """
     real, generated = as_features(real), as_features(generated)
     size = min(subset_size, len(real), len(generated))
+    if size == len(real) == len(generated):
+        return polynomial_mmd(real, generated), None
     rng = np.random.default_rng(seed)
 
     def subset(features: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Metrics of pictures against closed forms, direct formulas in numpy, and scipy, scikit-learn and scikit-image."""
+"""Metrics of pictures against closed forms, direct formulas in numpy, and scipy, scikit-learn, scikit-image and torchmetrics."""
 
 import numpy as np
 import pytest
@@ -20,6 +20,9 @@ import torch
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
+from torch.nn import functional as F
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from diffusers_ddmi.metrics.features import (
     ClipScorer,
@@ -179,11 +182,44 @@ class TestKernel:
         assert (mean, deviation) == kid(one, two, num_subsets=50, subset_size=20, seed=1)
         assert mean != kid(one, two, num_subsets=50, subset_size=20, seed=2)[0]
         assert abs(mean - polynomial_mmd(one, two)) < 5 * deviation / np.sqrt(50)
-        exact, spread = kid(one[:10], two[:10], num_subsets=3)  # all samples in every subset
-        assert exact == pytest.approx(polynomial_mmd(one[:10], two[:10]), rel=1e-9)
-        assert spread < 1e-9 * abs(exact)
+        # All samples in every subset: nothing to take a deviation of.
+        assert kid(one, two[:40], num_subsets=3) == (polynomial_mmd(one, two[:40]), None)
         with pytest.raises(ValueError, match="at least two samples, got 1 and 5"):
             polynomial_mmd(np.zeros((1, 3)), np.zeros((5, 3)))
+
+
+class Colours(nn.Module):
+    """Features without weights: for torchmetrics, which takes modules of pictures."""
+
+    num_features = 3
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return pictures.flatten(2).mean(2)
+
+
+class TestAgainstTorchmetrics:
+    @pytest.fixture
+    def pictures(self):
+        generator = torch.Generator().manual_seed(0)
+        real = torch.rand(60, 3, 5, 5, generator=generator, dtype=torch.float64)
+        return real, 0.8 * torch.rand(50, 3, 5, 5, generator=generator, dtype=torch.float64) ** 2
+
+    @pytest.mark.filterwarnings("ignore")  # of torchmetrics, about what it does not need here
+    def test_fid(self, pictures):
+        metric = FrechetInceptionDistance(Colours(), normalize=True, input_img_size=(3, 5, 5)).set_dtype(torch.float64)
+        for part, real in zip(pictures, (True, False)):
+            metric.update(part, real=real)
+        ours = fid(*(Colours()(part) for part in pictures))
+        assert ours == pytest.approx(float(metric.compute()), rel=1e-6) and ours > 0.01
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_kid(self, pictures):
+        real, generated = (part[:50] for part in pictures)
+        metric = KernelInceptionDistance(Colours(), subsets=1, subset_size=50, normalize=True).set_dtype(torch.float64)
+        metric.update(real, real=True)
+        metric.update(generated, real=False)
+        ours, _ = kid(Colours()(real), Colours()(generated))
+        assert ours == pytest.approx(float(metric.compute()[0]), rel=1e-6) and ours > 0.01
 
 
 class TestPrecisionRecall:
@@ -263,11 +299,16 @@ class TestExtractors:
         names.append("other.pt")
         with pytest.raises(ValueError, match="2 TorchScript files"):
             load_feature_extractor("someone/i3d")
+        names[:] = ["README.md"]
+        with pytest.raises(ValueError, match="0 TorchScript files"):
+            load_feature_extractor("someone/empty")
 
     def test_errors(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"no feature extractor 'inception\.pt': neither a file here nor"):
+        with pytest.raises(
+            FileNotFoundError, match=r"no feature extractor 'inception\.pt': neither a file or folder here nor"
+        ):
             load_feature_extractor("inception.pt")
-        with pytest.raises(FileNotFoundError, match="neither a file here nor"):
+        with pytest.raises(FileNotFoundError, match="neither a file or folder here nor"):
             load_feature_extractor(tmp_path / "missing.pt")
         (tmp_path / "text.pt").write_text("no script")
         with pytest.raises(ValueError, match=r"text\.pt is not a TorchScript file"):
@@ -321,6 +362,23 @@ class TestClip:
         actual = scorer(images, ["red", "blue blue blue blue"])
         np.testing.assert_allclose(actual, 2.5 * np.maximum(cosine, 0), rtol=1e-6, atol=1e-9)
         assert (actual >= 0).all() and np.abs(cosine).max() > 1e-3
+
+    def test_features(self, folder, monkeypatch):
+        """As a feature extractor by folder, and by the id of a repository without TorchScript."""
+        images = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        features = load_feature_extractor(folder)(images)
+        scorer = ClipScorer(folder)
+        with torch.no_grad():
+            output = scorer.model(torch.tensor([[0, 1]]), scorer._pixels(images))
+        torch.testing.assert_close(F.normalize(features), output.image_embeds)
+        assert features.shape == (3, 8)
+        names = ["config.json", "model.safetensors"]
+        monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repo: names)
+        asked = []
+        monkeypatch.setattr(
+            "transformers.CLIPModel.from_pretrained", lambda source: (asked.append(source), scorer.model)[1]
+        )
+        assert torch.equal(load_feature_extractor("someone/clip")(images), features) and asked == ["someone/clip"]
 
     def test_errors(self, folder):
         with pytest.raises(ValueError, match="got 2 images and 1 captions"):

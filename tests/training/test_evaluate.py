@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -173,6 +174,43 @@ class TestImageTable:
             assert value(report, f"PSNR (dB), {what}", size) == pytest.approx(mean, rel=1e-4)
 
 
+class TestPerceptual:
+    """With a stand-in for the `lpips` package."""
+
+    @pytest.fixture
+    def package(self, tmp_path, monkeypatch):
+        def install(text: str) -> None:
+            (tmp_path / "lpips.py").write_text(text)
+            monkeypatch.syspath_prepend(tmp_path)
+            monkeypatch.delitem(sys.modules, "lpips", raising=False)
+
+        yield install
+        sys.modules.pop("lpips", None)
+
+    def test_row(self, package, pipeline, report, tmp_path):
+        package(
+            "import torch\n"
+            "class LPIPS(torch.nn.Module):\n"
+            "    def __init__(self, net, verbose):\n"
+            "        super().__init__()\n"
+            "    def forward(self, one, two):\n"
+            "        return (one - two).square().mean((1, 2, 3), keepdim=True)\n"
+        )
+        run("evaluate", pipeline=pipeline, output_dir=tmp_path / "report", metrics=["lpips", "psnr"], **IMAGE)
+        lpips = value(tmp_path / "report", "LPIPS, reconstruction", 16)
+        assert abs(10 * np.log10(4 / lpips) - value(report, "PSNR (dB), reconstruction", 16)) < 1
+
+    def test_weights_that_cannot_be_had(self, package, pipeline, tmp_path):
+        package("def LPIPS(net, verbose):\n    raise OSError('no network')\n")
+        options = {**IMAGE, "feature_extractor": None, "resolutions": None}
+        run("evaluate", pipeline=pipeline, output_dir=tmp_path / "report", **options)
+        (sentence,) = [s for s in table(tmp_path / "report")["left_out"] if s.startswith("LPIPS")]
+        assert "no network" in sentence and value(tmp_path / "report", "PSNR (dB), reconstruction", 16) > 0
+        run("evaluate", pipeline=pipeline, output_dir=tmp_path / "report", metrics=["psnr"], **options)
+        with pytest.raises(OSError, match="no network"):
+            run("evaluate", pipeline=pipeline, output_dir=tmp_path / "report", metrics=["lpips"], **options)
+
+
 class TestResuming:
     def test_same_seed_same_table(self, pipeline, report, tmp_path):
         run("evaluate", pipeline=pipeline, output_dir=tmp_path, **IMAGE)
@@ -240,11 +278,16 @@ class TestRefusals:
             run("evaluate", pipeline=pipeline, output_dir=report, **{**IMAGE, **change})
         assert (report / "report.json").read_bytes() == before
 
-    def test_changed_weights(self, pipeline, report, tmp_path):
+    @pytest.mark.parametrize("part", ["unet", "scheduler"])
+    def test_changed_pipeline(self, part, pipeline, report, tmp_path):
         shutil.copytree(pipeline, tmp_path / "pipeline")
-        weights = next((tmp_path / "pipeline" / "unet").glob("*.safetensors"))
-        weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
-        with pytest.raises(CheckpointError, match="pipeline/unet/"):
+        if part == "unet":
+            weights = next((tmp_path / "pipeline" / "unet").glob("*.safetensors"))
+            weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
+        else:
+            config = tmp_path / "pipeline" / "scheduler" / "scheduler_config.json"
+            config.write_text(json.dumps({**json.loads(config.read_text()), "beta_end": 0.5}))
+        with pytest.raises(CheckpointError, match=f"pipeline/{part}/"):
             run("evaluate", pipeline=tmp_path / "pipeline", output_dir=report, **IMAGE)
 
     @pytest.mark.parametrize(
@@ -310,6 +353,15 @@ class TestOtherModalities:
             assert figures["MMD"]["samples"] == 4 and figures["TMD"]["samples"] == 2
         assert 0 <= figures["IoU, reconstruction"]["value"] <= 1
 
+    def test_distances_of_other_points_are_other_distances(self, tmp_path):
+        """In the same folder, with fewer points, as in a folder of its own."""
+        pipeline = make_pipeline("shape", tmp_path / "pipeline")
+        options = {**SHARED, "num_samples": 3, "mesh_resolution": 16, "metrics": ["mmd"], "num_points": 128}
+        for folder, points in (("one", 200), ("one", 20), ("two", 20)):
+            run("evaluate", pipeline=pipeline, output_dir=tmp_path / folder, num_metric_points=points, **options)
+        assert table(tmp_path / "one")["figures"] == table(tmp_path / "two")["figures"]
+        assert any(figure["metric"] == "MMD" for figure in table(tmp_path / "one")["figures"])
+
     @pytest.mark.parametrize(
         ("modality", "metrics"),
         [
@@ -319,7 +371,7 @@ class TestOtherModalities:
                     "FVD",
                     "PSNR (dB), frames of reconstructions",
                     "temporal consistency, samples",
-                    "inserted frames between their neighbours, samples",
+                    "frame doubling, inserted frames between their neighbours, samples",
                 },
             ),
             ("nerf", {"FID, views", "KID, views", "PSNR (dB), 2 views of reconstructions"}),
@@ -337,6 +389,7 @@ class TestOtherModalities:
             num_points=128,
             **{**SHARED, "num_samples": 2, "num_reconstructions": 2},
         )
+        assert not [s for s in table(tmp_path / "report")["left_out"] if "not defined" in s]
         figures = {f["metric"]: f["value"] for f in table(tmp_path / "report")["figures"]}
         assert metrics <= set(figures)
         assert all(np.isfinite(float(value)) for value in figures.values())
