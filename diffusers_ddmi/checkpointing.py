@@ -44,6 +44,7 @@ PROGRESS_NAME = "progress.json"
 STATE_NAME = "training_state.pt"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _TEMPORARY_PREFIX = ".incomplete-"
+_SUPERSEDED_SUFFIX = ".superseded"
 
 
 class CheckpointError(RuntimeError):
@@ -74,31 +75,8 @@ def checkpoint_step(path: Path) -> int:
     return int(match[1])
 
 
-@contextlib.contextmanager
-def atomic_directory(target: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary folder beside `target` that takes its name, with a manifest, once the block is done.
-
-    If the block raises, the temporary folder is removed and `target` stays as it was, also when it existed before.
-    """
-    target = Path(target)
-    temporary = _temporary_folder(target)
-    _make_empty(temporary)
-    try:
-        yield temporary
-        _publish(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
 def _temporary_folder(target: Path) -> Path:
     return target.with_name(_TEMPORARY_PREFIX + target.name)
-
-
-def _make_empty(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
 
 
 def _publish(temporary: Path, target: Path) -> None:
@@ -132,6 +110,15 @@ def prune_checkpoints(output_dir: str | os.PathLike, total_limit: int | None, ke
     others = [path for path in list_checkpoints(output_dir) if path != keep]
     for path in others[: max(0, len(others) + 1 - total_limit)]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def set_aside_later_checkpoints(output_dir: str | os.PathLike, step: int) -> list[Path]:
+    """Renames the checkpoints above `step`, from which a run goes on anew, so that "latest" takes none of them even if
+    that run dies early. `save_checkpoint` removes them once the first new one is whole. Returns what they were called."""
+    later = [path for path in list_checkpoints(output_dir) if checkpoint_step(path) > step]
+    for path in later:
+        os.replace(path, path.with_name(path.name + _SUPERSEDED_SUFFIX))
+    return later
 
 
 # --------------------------------------------------------------------------------------------- manifest
@@ -249,6 +236,8 @@ def save_checkpoint(
         with _together(accelerator, f"publish {target}"):
             if accelerator.is_main_process:
                 _publish(temporary, target)
+                for superseded in output_dir.glob("checkpoint-*" + _SUPERSEDED_SUFFIX):
+                    shutil.rmtree(superseded, ignore_errors=True)
                 prune_checkpoints(output_dir, total_limit, keep=target)
     except CheckpointError:
         if accelerator.is_main_process:

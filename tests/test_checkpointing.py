@@ -23,13 +23,13 @@ from torch import nn
 
 from diffusers_ddmi.checkpointing import (
     CheckpointError,
-    atomic_directory,
     check_same_run,
     find_checkpoint,
     folder_fingerprint,
     list_checkpoints,
     load_checkpoint,
     save_checkpoint,
+    set_aside_later_checkpoints,
     verify_checkpoint,
 )
 from diffusers_ddmi.training_utils import ExponentialMovingAverage
@@ -107,6 +107,15 @@ class TestSaving:
         run.save(10)
         run.save(3, limit=1)  # resumed from an earlier step
         assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-3"]
+
+    def test_later_ones_are_set_aside_and_removed_once_there_is_a_new_one(self, run, tmp_path):
+        for step in (1, 2, 3):
+            run.save(step)
+        assert [path.name for path in set_aside_later_checkpoints(tmp_path, 1)] == ["checkpoint-2", "checkpoint-3"]
+        assert find_checkpoint(tmp_path, "latest").name == "checkpoint-1"
+        assert (tmp_path / "checkpoint-3.superseded" / "model.safetensors").is_file()
+        run.save(2)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-2"]
 
     def test_remains_of_a_killed_save_are_cleared(self, run, tmp_path):
         (tmp_path / ".incomplete-checkpoint-1").mkdir()
@@ -189,26 +198,6 @@ class TestFinding:
             (two / name / "manifest.json").write_text("{")
         with pytest.raises(CheckpointError, match="None of the 2"):
             find_checkpoint(two, "latest")
-
-
-class TestAtomicDirectory:
-    def test_an_error_leaves_the_old_one(self, tmp_path):
-        target = tmp_path / "result"
-        with atomic_directory(target) as folder:
-            (folder / "a").write_text("old")
-        with pytest.raises(RuntimeError), atomic_directory(target) as folder:
-            (folder / "a").write_text("new")
-            raise RuntimeError
-        assert (target / "a").read_text() == "old"
-        assert [p.name for p in tmp_path.iterdir()] == ["result"]
-
-    def test_replaces_whole(self, tmp_path):
-        target = tmp_path / "result"
-        for name in ("a", "b"):
-            with atomic_directory(target) as folder:
-                (folder / name).write_text(name)
-        verify_checkpoint(target)
-        assert sorted(p.name for p in target.iterdir()) == ["b", "manifest.json"]
 
 
 class TestFingerprints:

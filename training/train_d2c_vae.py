@@ -39,6 +39,7 @@ from training_setup import (
     plain_config,
     preset_folder,
     read_config,
+    resolve_sizes,
 )
 
 from diffusers_ddmi import AutoencoderD2C
@@ -211,6 +212,9 @@ MODALITY_TABLE: dict[str, Row] = {
 # --------------------------------------------------------------------------------------------- objective
 
 
+SMALLEST_JUDGED = 24
+
+
 class StageOneLosses:
     """The losses of the autoencoder and, if wanted, of the discriminator, on one batch."""
 
@@ -224,7 +228,12 @@ class StageOneLosses:
             )
         self.perceptual = load_perceptual_network().to(device) if args.lpips_weight else None
         self.discriminator = PatchDiscriminator().to(device) if args.disc_weight else None
-        self.last_weight = [p for p in vae.readout.parameters() if p.ndim > 1][-1]
+        if args.disc_weight and args.resolution < SMALLEST_JUDGED:
+            raise ValueError(
+                f"--disc_weight needs pictures of at least {SMALLEST_JUDGED} pixels a side for its patches, not "
+                f"{args.resolution}: raise --resolution, or leave it at 0."
+            )
+        self.last_weight = vae.readout.out.weight
         self._pictures: tuple[torch.Tensor, ...] = ()
 
     def autoencoder(self, vae: nn.Module, batch: Batch, step: Step) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -320,12 +329,14 @@ class Validation:
 def main(args: argparse.Namespace) -> bool:
     """Trains and saves. Returns False if a signal ended the run before its last step."""
     config = read_config(preset_folder(args.preset, args.modality), "vae", args.config_overrides)
+    if args.modality in ("image", "video"):
+        config["sample_size"] = args.resolution or config["sample_size"]
+        config["num_frames"] = args.num_frames or config.get("num_frames")
+    resolve_sizes(args, config)
     accelerator = create_accelerator(args)
     checkpoint, progress = find_progress(accelerator, args)
     dataset = load_training_data(args, args.modality)
-    sizes = {"image": {"sample_size": args.resolution}}
-    sizes["video"] = {"sample_size": args.resolution, "num_frames": args.num_frames}
-    vae = build(config, modality=args.modality, **sizes.get(args.modality, {}))
+    vae = build(config, modality=args.modality)
     if args.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
     losses = StageOneLosses(args, vae, accelerator.device)

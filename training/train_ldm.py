@@ -39,9 +39,19 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm.auto import tqdm
 from training_arguments import add_shared_arguments, check_shared_arguments
-from training_loop import Batch, Step, TrainingRun, create_accelerator, find_progress, push_to_hub
+from training_loop import Batch, Step, TrainingRun, create_accelerator, find_progress, hub_repository, push_to_hub
 from training_previews import save_samples
-from training_setup import build, data_fingerprint, load_training_data, plain_config, preset_folder, read_config
+from training_setup import (
+    build,
+    config_class,
+    data_fingerprint,
+    load_training_data,
+    plain_config,
+    preset_folder,
+    read_config,
+    resolve_sizes,
+    weights_fingerprint,
+)
 from training_text import build_tokenizer, captions_of, create_text_encoder, load_text_encoder
 
 import diffusers_ddmi
@@ -75,13 +85,15 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add_shared_arguments(parser, use_ema=True)
     group = parser.add_argument_group("diffusion")
     group.add_argument(
-        "--prediction_type", choices=["epsilon", "v_prediction", "sample"], help="Default: the preset's."
+        "--prediction_type",
+        choices=["epsilon", "v_prediction", "sample"],
+        help="Default: the preset's; v_prediction for diffusers' denoisers with text.",
     )
     group.add_argument("--snr_gamma", type=float, help="Min-SNR weighting of the loss; 5.0 is recommended.")
     group.add_argument(
         "--cache_latents",
         action="store_true",
-        help="Encode the data once, without augmentation, and keep it in memory.",
+        help="Encode the data once, unmirrored and with the central crop, and keep it in memory.",
     )
     group.add_argument(
         "--ddpm_num_inference_steps", type=int, default=50, help="Denoising steps of validation samples."
@@ -96,6 +108,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--guidance_scale", type=float, default=3.0, help="Of validation samples.")
     args = parser.parse_args(arguments)
     check_shared_arguments(args)
+    if args.cache_latents and args.random_flip:
+        raise ValueError("--cache_latents keeps one version of each item: leave out --random_flip, or do not cache.")
+    args.center_crop = args.center_crop or args.cache_latents
+    if args.ddpm_num_inference_steps < 1:
+        raise ValueError(f"--ddpm_num_inference_steps must be at least 1, but is {args.ddpm_num_inference_steps}.")
     if not 0 <= args.conditioning_dropout_prob <= 1:
         raise ValueError(f"--conditioning_dropout_prob must be in [0, 1], but is {args.conditioning_dropout_prob}.")
     if args.validation_prompts and not (args.text_encoder_name_or_path or args.train_text_encoder):
@@ -122,6 +139,17 @@ class ConditionedDenoiser(nn.Module):
             return self.unet(latents, timesteps, return_dict=False)[0]
         states = self.text_encoder(tokens_or_states)[0] if self.text_encoder is not None else tokens_or_states
         return self.unet(latents, timesteps, encoder_hidden_states=states, return_dict=False)[0]
+
+
+def build_scheduler(args: argparse.Namespace, folder: Path, with_text: bool) -> Any:
+    """The preset's scheduler. Denoisers of diffusers, which have no mixed prediction, predict velocities by default:
+    where almost all is noise they would have to learn the identity to predict it."""
+    prediction_type = args.prediction_type
+    if prediction_type is None and with_text:
+        denoiser = config_class(read_config(folder, "unet_text", args.config_overrides))
+        if "prediction_type" not in inspect.signature(denoiser.__init__).parameters:
+            prediction_type = "v_prediction"
+    return build(read_config(folder, "scheduler"), **({"prediction_type": prediction_type} if prediction_type else {}))
 
 
 def build_denoiser(
@@ -191,16 +219,17 @@ class CachedLatents(Dataset):
 
 @torch.no_grad()
 def measure_latents(latents: Latents, dataset: Dataset, batch_size: int, device: torch.device) -> dict[str, float]:
-    """Mean and inverse standard deviation of latents, over posterior samples of the first examples."""
+    """Mean and inverse standard deviation of latents, over posterior samples of examples from all over the data."""
     if not isinstance(dataset, IterableDataset):
-        dataset = torch.utils.data.Subset(dataset, range(min(STATISTICS_SAMPLES, len(dataset))))
+        count = min(STATISTICS_SAMPLES, len(dataset))
+        dataset = torch.utils.data.Subset(dataset, [i * len(dataset) // count for i in range(count)])
     count, total, squares, seen = 0, 0.0, 0.0, 0
     for batch in DataLoader(dataset, batch_size, collate_fn=collate, generator=torch.Generator()):
         batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         mean, std = latents.moments(batch)
         numbers = range(seen, seen + len(mean))
         values = mean + std * randn_tensor(mean.shape, sample_generators(latents.seed, numbers, "statistics"), device)
-        values = values.double()
+        values = values.cpu().double()
         count, total = count + values.numel(), total + float(values.sum())
         squares, seen = squares + float(values.square().sum()), seen + len(mean)
         if seen >= STATISTICS_SAMPLES:
@@ -276,6 +305,7 @@ def main(args: argparse.Namespace) -> bool:
     vae = AutoencoderD2C.from_pretrained(args.pretrained_vae).requires_grad_(False).eval()
     modality = vae.config.modality
     folder = preset_folder(args.preset, modality)
+    resolve_sizes(args, vae.config)
     accelerator = create_accelerator(args)
     checkpoint, progress = find_progress(accelerator, args)
     vae.to(accelerator.device)
@@ -291,9 +321,8 @@ def main(args: argparse.Namespace) -> bool:
     )
     vae.register_to_config(**statistics)
 
-    overrides = {"prediction_type": args.prediction_type} if args.prediction_type else {}
-    scheduler = build(read_config(folder, "scheduler"), **overrides)
     tokenizer, text_encoder = prepare_text(args, folder, dataset)
+    scheduler = build_scheduler(args, folder, with_text=tokenizer is not None)
     unet = build_denoiser(args, folder, vae, scheduler, text_encoder.config.hidden_size if text_encoder else None)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -316,8 +345,10 @@ def main(args: argparse.Namespace) -> bool:
         configs={
             "unet": plain_config(unet),
             "vae": plain_config(vae),
+            "vae weights": weights_fingerprint(vae),
             "scheduler": plain_config(scheduler),
             "tokenizer": derived_seed(*sorted(tokenizer.get_vocab().items())) if tokenizer else None,
+            "text encoder weights": None if frozen is None else weights_fingerprint(frozen),
         },
         data=data,
         validate=lambda module, step: validate(args, accelerator, pipeline(module), step),
@@ -326,8 +357,7 @@ def main(args: argparse.Namespace) -> bool:
     finished = run.fit(checkpoint, progress)
     if finished:
         with run.averaged() as module:
-            name = args.hub_model_id or Path(args.output_dir).resolve().name
-            run.export(partial(pipeline(module).save_pretrained, repo_id=name))
+            run.export(partial(pipeline(module).save_pretrained, repo_id=hub_repository(args, accelerator)))
         if args.push_to_hub and accelerator.is_main_process:
             push_to_hub(args)
     accelerator.end_training()

@@ -47,13 +47,13 @@ def _add_data_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--streaming", action="store_true", help="Read the data set while training; nothing is stored.")
     group.add_argument("--strict", action="store_true", help="An unreadable sample is an error, and not passed over.")
     group.add_argument(
-        "--resolution", type=int, default=64, help="Side of the pictures or frames that the encoder gets."
+        "--resolution", type=int, help="Side of the pictures or frames that the encoder gets; default: the model's."
     )
     group.add_argument("--center_crop", action="store_true", help="Crop the centre instead of a random square.")
     group.add_argument("--random_flip", action="store_true", help="Mirror pictures at random.")
     group.add_argument("--image_column", help="Column that holds the picture or clip; found by its type if not given.")
     group.add_argument("--caption_column", help="Column that holds the caption; found by its name if not given.")
-    group.add_argument("--num_frames", type=int, default=16, help="Frames of a clip (video).")
+    group.add_argument("--num_frames", type=int, help="Frames of a clip (video); default: the model's.")
     group.add_argument(
         "--frame_stride", type=int, default=1, help="Distance of neighbouring frames in a clip (video)."
     )
@@ -137,9 +137,9 @@ def check_shared_arguments(args: argparse.Namespace) -> None:
         "gradient_accumulation_steps",
         "checkpointing_steps",
         "validation_steps",
-        "resolution",
+        "num_validation_samples",
     )
-    optional = ("max_train_steps", "checkpoints_total_limit", "max_train_samples")
+    optional = ("max_train_steps", "checkpoints_total_limit", "max_train_samples", "resolution", "num_frames")
     for name in (*positive, *optional):
         value = getattr(args, name)
         if (value is None and name not in optional) or (value is not None and value < 1):
@@ -148,6 +148,9 @@ def check_shared_arguments(args: argparse.Namespace) -> None:
         raise ValueError("Give the training data by exactly one of --dataset_name and --train_data_dir.")
     if not 0 <= args.validation_split < 1:
         raise ValueError(f"--validation_split must be in [0, 1), but is {args.validation_split}.")
+    for name in ("max_train_samples", "validation_split"):
+        if args.streaming and getattr(args, name):
+            raise ValueError(f"--{name} divides data of a known length, and a stream has none: leave it out.")
     if not args.learning_rate >= 0:
         raise ValueError(f"--learning_rate must not be negative, but is {args.learning_rate}.")
 
@@ -172,7 +175,9 @@ FREE_ARGUMENTS = frozenset(
         "num_validation_samples",
         "validation_data_dir",
         "validation_prompts",
-        "validation_inference_steps",
+        "ddpm_num_inference_steps",
+        "guidance_scale",
+        "skip_nonfinite",
         "report_to",
         "tracker_project_name",
         "logging_dir",
@@ -183,15 +188,21 @@ FREE_ARGUMENTS = frozenset(
         "preset",
         "pretrained_vae",
         "num_train_epochs",
+        "max_train_steps",
     ]
 )
 
 
-def run_fingerprint(args: argparse.Namespace, processes: int, models: dict) -> dict:
-    """What must be equal for a run to be the continuation of another: flags, samples per update, model configs."""
-    free = set(FREE_ARGUMENTS)
-    if args.lr_scheduler in ("constant", "constant_with_warmup"):
-        free.add("max_train_steps")  # the others are a function of how far there is to go
+def run_fingerprint(
+    args: argparse.Namespace, processes: int, mixed_precision: str, max_steps: int, models: dict
+) -> dict:
+    """What must be equal for a run to be the continuation of another: flags, samples per update, model configs.
+
+    `mixed_precision` and `max_steps` are what the flags come to with accelerate's settings and the length of the data.
+    """
     samples = args.train_batch_size * args.gradient_accumulation_steps * processes
-    flags = {f"--{name}": value for name, value in vars(args).items() if name not in free}
+    flags = {f"--{name}": value for name, value in vars(args).items() if name not in FREE_ARGUMENTS}
+    flags["--mixed_precision"] = mixed_precision
+    if args.lr_scheduler not in ("constant", "constant_with_warmup"):
+        flags["--max_train_steps"] = max_steps  # these schedules are a function of how far there is to go
     return {"samples per step": samples, "flags": flags, "models": models}

@@ -15,8 +15,10 @@
 
 import argparse
 import contextlib
+import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,20 +35,28 @@ class DataWorkerError(RuntimeError):
     """A process that reads data is gone, or can no longer be talked to."""
 
 
-def _leave_signals_to_main_process(_: int) -> None:
+# Seconds that a worker lives on after SIGTERM.
+_GRACE = 60
+
+
+def _leave_signals_to_main_process(closed: torch.Tensor, _: int) -> None:
+    """A signal to the whole group must not cost the main process the batches of the step that it finishes. Once the
+    batches are `closed`, SIGTERM comes from the main process, which waits for its workers when it leaves."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closed else signal.alarm(_GRACE))
 
 
 def batches(
     dataset: Dataset, args: argparse.Namespace, rank: int, world_size: int, first_sample: int
-) -> Iterator[tuple[Batch, Sequence[int]]]:
-    """Endless batches of this process, each with the running numbers of its samples, from `first_sample` on."""
+) -> Generator[tuple[Batch, Sequence[int]], None, None]:
+    """Endless batches of this process, each with the running numbers of its samples, from `first_sample` on. Closing
+    the generator ends the workers."""
     size = args.train_batch_size
+    closed = torch.zeros((), dtype=torch.bool).share_memory_()
     loader_options: dict[str, Any] = {
         "collate_fn": collate,
         "num_workers": args.dataloader_num_workers,
-        "worker_init_fn": _leave_signals_to_main_process,
+        "worker_init_fn": partial(_leave_signals_to_main_process, closed),
         "pin_memory": torch.cuda.is_available(),
         # Otherwise every new iterator draws from the global generator.
         "generator": torch.Generator().manual_seed(args.seed),
@@ -57,9 +67,12 @@ def batches(
         sampler = ResumableBatchSampler(len(dataset), size, args.seed, rank, world_size, first_sample)
         stream = iter(DataLoader(EpochDataset(dataset), batch_sampler=sampler, **loader_options))
     first = first_sample + rank * size
-    for batch in stream:
-        yield batch, range(first, first + size)
-        first += size * world_size
+    try:
+        for batch in stream:
+            yield batch, range(first, first + size)
+            first += size * world_size
+    finally:
+        closed.fill_(True)
 
 
 def _stream(

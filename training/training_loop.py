@@ -50,6 +50,7 @@ from diffusers_ddmi.checkpointing import (
     load_checkpoint,
     read_progress,
     save_checkpoint,
+    set_aside_later_checkpoints,
 )
 from diffusers_ddmi.training_utils import (
     ExponentialMovingAverage,
@@ -94,6 +95,7 @@ def create_accelerator(args: argparse.Namespace) -> Accelerator:
     Raises:
         FileExistsError: an earlier run has been there, and it is neither to be resumed nor overwritten.
         PermissionError: the folder cannot be made or written to.
+        ValueError: the package that --report_to names is not installed.
     """
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO
@@ -109,6 +111,8 @@ def create_accelerator(args: argparse.Namespace) -> Accelerator:
         # Others wait at the next update while the main process validates or saves.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
     )
+    if args.report_to and not accelerator.log_with:
+        raise ValueError(f"--report_to {args.report_to} needs that package: install it, or leave the flag out.")
     if not accelerator.is_local_main_process:
         logging.getLogger().setLevel(logging.ERROR)
     if args.allow_tf32:
@@ -183,7 +187,9 @@ class TrainingRun:
         self.validate, self.adversary = validate, adversary
         self.samples_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
         self.max_steps = args.max_train_steps or self._steps_of_epochs()
-        run = run_fingerprint(args, accelerator.num_processes, dict(configs))
+        run = run_fingerprint(
+            args, accelerator.num_processes, accelerator.mixed_precision, self.max_steps, dict(configs)
+        )
         self.progress = {"run": run, "data": dict(data), **(facts or {})}
 
         self.sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
@@ -191,6 +197,11 @@ class TrainingRun:
             raise ValueError(
                 "An adversarial loss weighs itself by gradients at the last layer, which a sharded module does not give: "
                 "set --disc_weight 0, or launch with DDP instead of FSDP or DeepSpeed."
+            )
+        if accelerator.mixed_precision == "fp16" and adversary is not None:
+            raise ValueError(
+                "An adversarial loss has a second optimizer, but fp16 has one gradient scaler, which unscales all of them at "
+                "once: set --mixed_precision bf16 (or no), or --disc_weight 0."
             )
         # Gets the whole weights where they are wanted: a sharded module can neither be saved nor used by one process.
         self.whole = copy.deepcopy(module) if self.sharded else None
@@ -263,7 +274,13 @@ class TrainingRun:
         check_same_run(progress["run"], self.progress["run"], "The settings of the run", checkpoint)
         load_checkpoint(self.accelerator, checkpoint, self.state)
         logger.info("Resumed from %s.", checkpoint)
-        return int(progress["step"])
+        step = int(progress["step"])
+        if self.accelerator.is_main_process and (later := set_aside_later_checkpoints(self.args.output_dir, step)):
+            names = ", ".join(path.name for path in later)
+            logger.warning(
+                "Going on from step %d: %s are now *.superseded, and are removed after the next save.", step, names
+            )
+        return step
 
     def fit(self, checkpoint: Path | None = None, progress: Mapping[str, Any] | None = None) -> bool:
         """Trains to the last step. Returns False if a signal ended the run before; then a checkpoint was saved.
@@ -288,9 +305,12 @@ class TrainingRun:
             mininterval=1,
         )
         saved, stopped = first, False
-        with GracefulStop() as stop, explained_worker_failures(), bar:
+        # Closed here, since the traceback of an error would keep the stream, and with it the workers, alive.
+        with GracefulStop() as stop, explained_worker_failures(), contextlib.closing(stream), bar:
             for step in range(first + 1, self.max_steps + 1):
                 values, stopped = self._update(step, stream, stop)
+                if stopped:
+                    stream.close()  # workers may have had the signal too, and end before a long save does
                 values |= self._validation(step)
                 self._report(log, bar, step, values)
                 if stopped or step % args.checkpointing_steps == 0 or step == self.max_steps:
@@ -376,7 +396,8 @@ class TrainingRun:
         if not self.args.skip_nonfinite:
             raise NonFiniteLossError(
                 f"{message} Weights and averages are still those of step {step - 1}, and the last checkpoint is intact. "
-                "Lower --learning_rate or --max_grad_norm, look at the data of this step, or pass --skip_nonfinite."
+                "Look at the data of this step; resume with --skip_nonfinite to leave it out, or begin again with a lower "
+                "--learning_rate or --max_grad_norm."
             )
         logger.warning("%s Left out (--skip_nonfinite).", message)
 
@@ -394,8 +415,9 @@ class TrainingRun:
     def _report(self, log: JsonlLog | None, bar: tqdm, step: int, values: dict[str, float]) -> None:
         if log:
             log.write({"step": step, **values})
+        shown = {name: f"{value:.4g}" for name, value in values.items() if name in ("loss", "psnr", "iou")}
+        bar.set_postfix(shown, refresh=False)
         bar.update()
-        bar.set_postfix({name: f"{value:.4g}" for name, value in values.items() if name in ("loss", "psnr", "iou")})
         self.accelerator.log(values, step=step)
 
     def _save(self, step: int, log: JsonlLog | None) -> None:
@@ -444,15 +466,27 @@ def publish(save: Callable[[Path], None], output_dir: str | os.PathLike) -> None
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def hub_repository(args: argparse.Namespace, accelerator: Accelerator) -> str:
+    """What a model card calls the model: with the owner's name, if it is to be published."""
+    if args.push_to_hub and accelerator.is_main_process:
+        return _created_repository(args)
+    return args.hub_model_id or Path(args.output_dir).resolve().name
+
+
+def _created_repository(args: argparse.Namespace) -> str:
+    from huggingface_hub import HfApi
+
+    name = args.hub_model_id or Path(args.output_dir).resolve().name
+    return HfApi(token=args.hub_token).create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
+
+
 def push_to_hub(args: argparse.Namespace) -> None:
     """Uploads the trained model in --output_dir, without checkpoints and logs."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=args.hub_token)
-    name = args.hub_model_id or Path(args.output_dir).resolve().name
-    repository = api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
     api.upload_folder(
-        repo_id=repository,
+        repo_id=_created_repository(args),
         folder_path=args.output_dir,
         ignore_patterns=["checkpoint-*", ".incomplete-*", "log.jsonl*", f"{args.logging_dir}/*", "validation/*"],
         commit_message="End of training",

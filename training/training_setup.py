@@ -20,6 +20,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,33 @@ def build(config: dict[str, Any], **sizes: Any) -> Any:
     return cls.from_config({**config, **{k: v for k, v in sizes.items() if k in known}})
 
 
+def resolve_sizes(args: argparse.Namespace, config: Mapping[str, Any]) -> None:
+    """Sets --resolution and --num_frames to what an autoencoder of this config takes.
+
+    Raises:
+        ValueError: they were given, and are others.
+    """
+    if config["modality"] not in ("image", "video"):
+        return
+    for name, key in (("resolution", "sample_size"), ("num_frames", "num_frames")):
+        given, trained = getattr(args, name), config[key]
+        if given is not None and trained is not None and given != trained:
+            raise ValueError(f"--{name} is {given}, but the autoencoder was trained with {trained}: leave it out.")
+        setattr(args, name, trained)
+
+
 def plain_config(model: nn.Module) -> dict[str, Any]:
     """A model's configuration as JSON values, without what depends on where or by what version it was saved."""
     return json.loads(json.dumps({k: v for k, v in model.config.items() if not k.startswith("_")}, default=str))
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """A checksum of a model's weights, which its config does not tell."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 # --------------------------------------------------------------------------------------------- data
@@ -197,13 +222,19 @@ class _Head(Subset):
 
 
 def data_fingerprint(accelerator: Accelerator, args: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
-    """What must not change between the parts of a run: the files of a folder, and three examples as they come out; of a
-    stream, how it is divided."""
+    """What must not change between the parts of a run: the files of a folder, and some examples as they come out; of a
+    stream, how it is divided.
+
+    Data from the hub are known by their examples alone, hence more of these: what `datasets` takes for their identity
+    depends on times of files and on the whole repository, so that copies and new descriptions would pass for new data.
+    """
     result: list[Any] = [None]
     if accelerator.is_main_process:
         result[0] = {"source": args.dataset_name or "a folder"}
-        if args.train_data_dir:
-            result[0]["files"] = folder_fingerprint(args.train_data_dir)
+        source = args.train_data_dir or args.dataset_name
+        is_folder = Path(source).expanduser().is_dir()
+        if is_folder:
+            result[0]["files"] = folder_fingerprint(Path(source).expanduser())
         if isinstance(dataset, IterableDataset):
             # Workers and processes share the rows of a stream, and its batches are theirs.
             result[0]["stream"] = {
@@ -213,17 +244,19 @@ def data_fingerprint(accelerator: Accelerator, args: argparse.Namespace, dataset
             }
         else:
             dataset.set_epoch(0)
-            places = {"first": 0, "middle": len(dataset) // 2, "last": len(dataset) - 1}
-            result[0]["length"] = len(dataset)
-            result[0]["examples"] = {name: _digest(dataset[i]) for name, i in places.items()}
+            length = len(dataset)
+            places = {"first": [0], "middle": [length // 2], "last": [length - 1]}
+            if not is_folder and args.dataset_name != "procedural":
+                places["spread"] = sorted({i * (length - 1) // 31 for i in range(32)})
+            result[0]["length"] = length
+            result[0]["examples"] = {name: _digest(map(dataset.__getitem__, where)) for name, where in places.items()}
     broadcast_object_list(result)
     return result[0]
 
 
-def _digest(example: dict[str, Any]) -> str:
+def _digest(examples: Iterable[dict[str, Any]]) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for name in sorted(example):
-        value = example[name]
+    for name, value in (item for example in examples for item in sorted(example.items())):
         digest.update(name.encode())
         digest.update(
             value.contiguous().numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import pre_tokenizers, trainers
 from torch.utils.data import Dataset, IterableDataset
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -32,7 +33,9 @@ def load_text_encoder(name_or_path: str) -> tuple[CLIPTokenizer, CLIPTextModel]:
     for part in parts:
         if Path(name_or_path, part).is_dir():
             parts[part] = str(Path(name_or_path, part))
-    return CLIPTokenizer.from_pretrained(parts["tokenizer"]), CLIPTextModel.from_pretrained(parts["text_encoder"])
+    tokenizer = CLIPTokenizer.from_pretrained(parts["tokenizer"])
+    # Weights that are stored in half precision would be computed, and trained, in it.
+    return tokenizer, CLIPTextModel.from_pretrained(parts["text_encoder"], dtype=torch.float32)
 
 
 def build_tokenizer(captions: Iterable[str], max_length: int, vocabulary_size: int = 4096) -> CLIPTokenizer:

@@ -20,6 +20,7 @@ example has the same numbers whatever the number of workers, and whether or not 
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -40,6 +41,8 @@ Transform = Callable[[Row, np.random.Generator], Example]
 
 # What a transform raises for a row that cannot be used; anything else is a mistake in a program, and passes through.
 BAD_ROW_ERRORS = (ValueError, OSError)
+# Of these the machine is at fault, and not the row, which another reading would find good.
+MACHINE_FAULTS = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
 
 
 class SignalDataset(Dataset):
@@ -47,7 +50,7 @@ class SignalDataset(Dataset):
 
     A row for which the transform raises `ValueError` or `OSError` is bad: it is named in a warning once, counted in
     `num_bad`, and the next good row stands in for it (drawn with item i's generator), so that the length, and with it
-    every sampler's order, stays as it was.
+    every sampler's order, stays as it was. An `OSError` that says nothing about the row (`MACHINE_FAULTS`) is raised.
 
     Args:
         dataset: rows: a `datasets.Dataset`, or any sequence of dicts.
@@ -57,6 +60,7 @@ class SignalDataset(Dataset):
 
     Raises:
         ValueError: a data set without rows; when indexed, with `strict` a bad row, else only if all rows are bad.
+        OSError: when indexed, if the machine failed: no file handles or memory left, a disk or network that is gone.
         IndexError: when indexed, outside [-length, length).
     """
 
@@ -109,6 +113,7 @@ class SignalDataset(Dataset):
                 rng = np.random.default_rng((self.seed, self.epoch, index))
                 return self.transform(self.dataset[place], rng)
             except BAD_ROW_ERRORS as error:
+                _raise_machine_fault(error, f"row {place}")
                 if self.strict:
                     raise ValueError(f"row {place}: {error} (strict: bad rows are errors)") from error
                 self._bad[place] = True
@@ -193,12 +198,23 @@ class SignalStream(IterableDataset):
             try:
                 example = self.transform(row, np.random.default_rng((self.seed, self.epoch, number)))
             except BAD_ROW_ERRORS as error:
+                _raise_machine_fault(error, f"row {number} of the stream")
                 if self.strict:
                     raise ValueError(f"row {number} of the stream: {error} (strict: bad rows are errors)") from error
                 self._num_bad += 1
                 logger.warning("row %d of the stream cannot be used and is left out: %s", number, error)
                 continue
             yield example
+
+
+def _raise_machine_fault(error: BaseException, row: str) -> None:
+    """Raises `OSError` if `error`, or what it was raised for, is one of `MACHINE_FAULTS`."""
+    cause: BaseException | None = error
+    while cause is not None:
+        number = getattr(cause, "errno", None)
+        if number in MACHINE_FAULTS:
+            raise OSError(number, f"{row} could not be read: {error}") from error
+        cause = cause.__cause__ or cause.__context__
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Any]:

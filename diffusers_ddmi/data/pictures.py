@@ -85,7 +85,7 @@ def check_header(file: Path) -> None:
     try:
         with Image.open(file):
             pass
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         cause = "the file is empty" if file.stat().st_size == 0 else error
         raise ValueError(f"unreadable picture {file}: {cause}") from error
 

@@ -137,7 +137,7 @@ class NeuralField:
 
         Args:
             coords: `(points, axes)`, shared by the batch, or `(batch, points, axes)`, in the order of `axes` and the
-                signal's own coordinates. Differentiable.
+                signal's own coordinates. Differentiable, once.
             directions: unit viewing directions, shaped like `coords`; for fields of radiance.
             scale: spacing of the points relative to the native resolution, a number or `(batch,)`; for read-outs that
                 use it (1 if not given).

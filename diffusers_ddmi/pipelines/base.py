@@ -41,7 +41,7 @@ from .checks import (
     check_texts,
     check_tokens,
 )
-from .hub import strip_local_paths, upload, write_model_card, write_remote_code
+from .hub import full_repo_id, strip_local_paths, upload, write_model_card, write_remote_code
 
 
 logger = logging.get_logger(__name__)
@@ -483,7 +483,10 @@ class DDMIPipeline(DiffusionPipeline):
         """
         push = kwargs.pop("push_to_hub", False)
         repo_id = kwargs.pop("repo_id", None) or os.path.basename(os.path.normpath(save_directory))
-        hub = {k: kwargs.pop(k) for k in ("commit_message", "private", "create_pr", "token") if k in kwargs}
+        hub = {k: kwargs.pop(k) for k in ("commit_message", "create_pr", "token") if k in kwargs}
+        private = kwargs.pop("private", None)
+        if push:
+            repo_id = full_repo_id(repo_id, private, hub.get("token"))
         super().save_pretrained(save_directory, *args, **kwargs)
         strip_local_paths(save_directory)
         write_model_card(self, save_directory, repo_id)
@@ -494,7 +497,8 @@ class DDMIPipeline(DiffusionPipeline):
 
     def push_to_hub(self, repo_id: str, **kwargs) -> str:
         """Saves to a temporary folder and uploads it; arguments as for `save_pretrained`. Returns the commit's URL."""
+        hub = {k: kwargs.pop(k) for k in ("commit_message", "create_pr", "token") if k in kwargs}
+        repo_id = full_repo_id(repo_id, kwargs.pop("private", None), hub.get("token"))
         with tempfile.TemporaryDirectory() as folder:
-            hub = {k: kwargs.pop(k) for k in ("commit_message", "private", "create_pr", "token") if k in kwargs}
             self.save_pretrained(folder, repo_id=repo_id, **kwargs)
             return upload(folder, repo_id, **hub)

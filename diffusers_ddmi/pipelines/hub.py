@@ -109,16 +109,19 @@ def write_remote_code(pipe, folder: str | os.PathLike) -> None:
     write_text(index_path, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
+def full_repo_id(repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+    """Creates a repository on the hub unless it is there, and returns its id with the owner's name."""
+    return create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+
+
 def upload(
     folder: str | os.PathLike,
     repo_id: str,
     commit_message: str | None = None,
-    private: bool | None = None,
     create_pr: bool = False,
     token: str | None = None,
 ) -> str:
-    """Uploads a pipeline folder to the hub and returns the commit's URL."""
-    repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+    """Uploads a pipeline folder to a repository on the hub and returns the commit's URL."""
     info = HfApi(token=token).upload_folder(
         repo_id=repo_id,
         folder_path=folder,

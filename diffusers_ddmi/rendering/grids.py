@@ -37,8 +37,8 @@ def cell_centres(count: int, low: float = -1.0, high: float = 1.0, device: torch
         raise ValueError(f"A grid needs a positive whole number of cells along an axis, got {count!r}.")
     if not low < high:
         raise ValueError(f"An interval needs low < high, got ({low}, {high}).")
-    index = torch.arange(count, dtype=torch.float64, device=device)
-    return (low + (2 * index + 1) * (high - low) / (2 * count)).float()
+    index = torch.arange(count, dtype=torch.float64)  # on the CPU: not every device has float64
+    return (low + (2 * index + 1) * (high - low) / (2 * count)).float().to(device)
 
 
 def grid_coordinates(*axes: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import errno
 import logging
 
 import datasets
@@ -109,6 +110,24 @@ class TestSignalDataset:
 
         with pytest.raises(ValueError, match="none of the 12 rows"):
             SignalDataset(ROWS, refuse)[0]
+
+    @pytest.mark.parametrize("wrapped", [False, True])
+    def test_faults_of_the_machine_are_not_blamed_on_the_row(self, wrapped):
+        def run_out_of_handles(row, rng):
+            error = OSError(errno.EMFILE, "Too many open files")
+            if wrapped:
+                raise ValueError("unreadable picture") from error
+            raise error
+
+        dataset = SignalDataset(ROWS, run_out_of_handles)
+        with pytest.raises(OSError, match="row 3 could not be read") as caught:
+            dataset[3]
+        assert caught.value.errno == errno.EMFILE
+        assert dataset.num_bad == 0
+        dataset.transform = noisy
+        assert dataset[3]["inputs"][0] == 3
+        with pytest.raises(OSError, match="row 0 of the stream"):
+            next(iter(SignalStream(ROWS.to_iterable_dataset(), run_out_of_handles)))
 
     def test_mistakes_in_the_transform_pass_through(self):
         with pytest.raises(KeyError):

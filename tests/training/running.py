@@ -81,6 +81,9 @@ def run(script: str, **options) -> bool:
 
 def _target(script: str, options: dict, environment: dict, output: str) -> None:
     os.environ.update(environment)
+    multiprocessing.set_start_method(
+        None, force=True
+    )  # workers start as in a script, and not from a server as this did
     torch.set_num_threads(1)
     if "SHARDED" in environment:
         _shard_on_cpu()

@@ -15,19 +15,24 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from killing import Killer
 from running import (
     SHARED,
     STAGE_1,
     STAGE_2,
+    TRAINING,
     assert_same_run,
     draw_pictures,
+    flags,
     run,
     start,
     start_ranks,
@@ -36,7 +41,7 @@ from running import (
 )
 
 from diffusers_ddmi import AutoencoderD2C, DDMIImagePipeline
-from diffusers_ddmi.checkpointing import CheckpointError, find_checkpoint, verify_checkpoint
+from diffusers_ddmi.checkpointing import CheckpointError, checkpoint_step, find_checkpoint, verify_checkpoint
 from diffusers_ddmi.training_utils import NonFiniteLossError
 
 
@@ -116,7 +121,6 @@ class TestExactResume:
         script, options = options_of(stage, vae)
         run(script, output_dir=tmp_path, max_train_steps=3, **options)
         partial = weights(tmp_path)
-        # workers, and accumulation at the same number of samples a step, change nothing
         run(script, output_dir=tmp_path, max_train_steps=6, resume_from_checkpoint="latest", **options)
         assert any(not torch.equal(tensor, partial[name]) for name, tensor in weights(tmp_path).items())
         assert_validation_aside(tmp_path, vae if stage == 1 else ldm)
@@ -127,6 +131,32 @@ class TestExactResume:
     @pytest.mark.slow
     def test_ten_kills(self, stage, vae, ldm, tmp_path):
         assert killer(stage, vae, ldm, tmp_path).kill(10).kills == 10
+
+
+def test_exact_resume_with_workers_accumulation_and_a_schedule(tmp_path):
+    options = {
+        **STAGE_1,
+        "max_train_steps": 4,
+        "gradient_accumulation_steps": 2,
+        "dataloader_num_workers": 2,
+        "lr_scheduler": "cosine",
+        "lr_warmup_steps": 1,
+    }
+    run("train_d2c_vae", output_dir=tmp_path / "whole", **options)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "run" / "checkpoint-2")
+    shutil.copy(tmp_path / "whole" / "log.jsonl", tmp_path / "run")
+    run("train_d2c_vae", output_dir=tmp_path / "run", resume_from_checkpoint="latest", **options)
+    assert len({entry["lr"] for entry in log_of(tmp_path / "run")}) == 4
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_going_on_from_an_earlier_checkpoint(vae, tmp_path, caplog):
+    """What came after it is not mixed with what comes now."""
+    folder = shutil.copytree(vae, tmp_path / "run")
+    run("train_d2c_vae", output_dir=folder, max_train_steps=3, resume_from_checkpoint="checkpoint-2", **STAGE_1)
+    assert "checkpoint-4, checkpoint-6 are now *.superseded" in caplog.text
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    assert [entry["step"] for entry in log_of(folder)] == [1, 2, 3]
 
 
 def killer(stage: int, vae: Path, ldm: Path, folder: Path) -> Killer:
@@ -144,15 +174,13 @@ def assert_validation_aside(folder: Path, reference: Path) -> None:
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    ranks = start_ranks(
-        "train_d2c_vae",
-        2,
-        folder / "output",
-        output_dir=folder / "run",
-        max_train_steps=6,
-        **{**STAGE_1, "train_batch_size": 2},
-    )
+    return train_on_two_ranks("train_d2c_vae", tmp_path_factory.mktemp("ranks"), **STAGE_1, max_train_steps=6)
+
+
+def train_on_two_ranks(script: str, folder: Path, **options) -> Path:
+    """A run to its end, each process with half of the batch."""
+    options = {**options, "train_batch_size": options["train_batch_size"] // 2}
+    ranks = start_ranks(script, 2, folder / "output", output_dir=folder / "run", **options)
     for rank in ranks:
         rank.join()
     assert [rank.exitcode for rank in ranks] == [0, 0], (folder / "output.0").read_text()
@@ -168,23 +196,19 @@ class TestProcesses:
         for name, tensor in ours.items():
             torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=2e-3)
 
+    def test_stage_2_is_the_same_too(self, vae, ldm, tmp_path):
+        options = {**STAGE_2, "pretrained_vae": vae, "max_train_steps": 6}
+        ranks = train_on_two_ranks("train_ldm", tmp_path, **options)
+        assert (ranks / "checkpoint-6" / "random_states_1.pkl").exists()
+        for one, two in zip(log_of(ldm), log_of(ranks), strict=True):
+            assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
     @pytest.mark.slow  # torch's FSDP2 is not at home on CPUs, and died inside torch once
     def test_sharded_and_resumed(self, two_ranks, tmp_path):
         """FSDP2: losses, clipping, averages, checkpoints and export of a module of which no process has the whole."""
         for steps in (3, 6):
-            ranks = start_ranks(
-                "train_d2c_vae",
-                2,
-                tmp_path / "output",
-                sharded=True,
-                output_dir=tmp_path / "run",
-                max_train_steps=steps,
-                resume_from_checkpoint="latest",
-                **{**STAGE_1, "train_batch_size": 2},
-            )
-            for rank in ranks:
-                rank.join()
-            assert [rank.exitcode for rank in ranks] == [0, 0], (tmp_path / "output.0").read_text()
+            options = {"sharded": True, "max_train_steps": steps, "resume_from_checkpoint": "latest"}
+            train_on_two_ranks("train_d2c_vae", tmp_path, **STAGE_1, **options)
         assert (tmp_path / "run" / "checkpoint-6" / "pytorch_model_fsdp.bin").exists()  # it really was sharded
         for sharded, replicated in zip(log_of(tmp_path / "run"), log_of(two_ranks), strict=True):
             for name in ("loss", "spectral", "grad_norm"):
@@ -223,16 +247,31 @@ class TestProcesses:
         os.kill(ranks[1].pid, signal.SIGKILL)
         ranks[0].join(30)
         assert ranks[0].exitcode not in (None, 0)
+        latest = find_checkpoint(tmp_path / "run", "latest")  # verified
+        steps = checkpoint_step(latest) + 1
+        train_on_two_ranks(
+            "train_d2c_vae", tmp_path, **STAGE_1, max_train_steps=steps, resume_from_checkpoint="latest"
+        )
+        assert [entry["step"] for entry in log_of(tmp_path / "run")] == list(range(1, steps + 1))
 
 
 class TestLeaving:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_signals_save_and_leave(self, vae, number, tmp_path):
+    def test_signals_save_and_leave(self, number, tmp_path):
+        """Also when the whole group has the signal, data workers first."""
         process = start(
-            "train_d2c_vae", tmp_path / "output", output_dir=tmp_path / "run", max_train_steps=2000, **STAGE_1
+            "train_d2c_vae",
+            tmp_path / "output",
+            output_dir=tmp_path / "run",
+            max_train_steps=2000,
+            dataloader_num_workers=2,
+            **STAGE_1,
         )
         wait_for(lambda: (tmp_path / "run" / "checkpoint-2").exists() or not process.is_alive())
-        os.kill(process.pid, number)
+        workers = psutil.Process(process.pid).children()
+        assert len(workers) == 2
+        for pid in (*(worker.pid for worker in workers), process.pid):
+            os.kill(pid, number)
         process.join(30)
         assert process.exitcode == 1
         message = (tmp_path / "output").read_text()
@@ -246,17 +285,26 @@ class TestLeaving:
             tmp_path / "output",
             output_dir=tmp_path / "run",
             max_train_steps=2000,
-            dataloader_num_workers=1,
+            dataloader_num_workers=2,
             **STAGE_1,
         )
         wait_for(lambda: (tmp_path / "run" / "checkpoint-2").exists() or not process.is_alive())
-        (worker,) = psutil.Process(process.pid).children()
-        worker.kill()
-        process.join(60)
+        psutil.Process(process.pid).children()[0].kill()
+        process.join(30)
         assert process.exitcode == 1
         message = (tmp_path / "output").read_text()
         assert "DataWorkerError" in message and "continue with --resume_from_checkpoint latest" in message
         verify_checkpoint(find_checkpoint(tmp_path / "run", "latest"))
+
+    def test_an_error_in_a_data_worker_ends_the_others_soon(self, tmp_path):
+        """When the interpreter leaves with the error, whose traceback keeps the loader."""
+        pictures = draw_pictures(tmp_path / "pictures")
+        (pictures / "10.png").write_bytes((pictures / "10.png").read_bytes()[:200])  # not one that is read beforehand
+        options = {**STAGE_1, "train_data_dir": pictures, "dataloader_num_workers": 2, "strict": True}
+        command = [sys.executable, TRAINING / "train_d2c_vae.py", *flags(output_dir=tmp_path / "run", **options)]
+        process = subprocess.run(command, capture_output=True, text=True, timeout=50)
+        assert process.returncode == 1
+        assert "10.png: image file is truncated (strict" in process.stderr
 
     def test_existing_run_is_not_overwritten_unasked(self, vae):
         with pytest.raises(FileExistsError, match="--resume_from_checkpoint latest"):
@@ -282,6 +330,20 @@ class TestRefusals:
                 **{**STAGE_1, "train_data_dir": pictures},
             )
 
+    def test_changed_data_set_by_name(self, pictures, tmp_path):
+        data = shutil.copytree(pictures, tmp_path / "data")
+        options = {**STAGE_1, "train_data_dir": None, "dataset_name": data, "cache_dir": tmp_path / "cache"}
+        run("train_d2c_vae", output_dir=tmp_path / "run", max_train_steps=1, **options)
+        os.replace(data / "4.png", data / "5.png")
+        with pytest.raises(CheckpointError, match=r"training data changed.*files/4.png is gone"):
+            run(
+                "train_d2c_vae",
+                output_dir=tmp_path / "run",
+                max_train_steps=2,
+                resume_from_checkpoint="latest",
+                **options,
+            )
+
     def test_changed_settings(self, checkpoint):
         with pytest.raises(CheckpointError, match=r"--learning_rate was 0.001 and is 0.1"):
             run(
@@ -291,6 +353,40 @@ class TestRefusals:
                 resume_from_checkpoint="latest",
                 **{**STAGE_1, "learning_rate": 0.1},
             )
+
+    def test_a_schedule_of_another_length(self, tmp_path):
+        """By epochs, which constant rates do not depend on: ten pictures in batches of four."""
+        options = {**STAGE_1, "output_dir": tmp_path, "lr_scheduler": "cosine"}
+        run("train_d2c_vae", num_train_epochs=1, **options)
+        with pytest.raises(CheckpointError, match=r"--max_train_steps was 3 and is 5"):
+            run("train_d2c_vae", num_train_epochs=2, resume_from_checkpoint="latest", **options)
+
+    def test_precision_set_by_the_launcher(self, checkpoint, monkeypatch):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        with pytest.raises(CheckpointError, match=r"--mixed_precision was 'no' and is 'bf16'"):
+            run(
+                "train_d2c_vae",
+                output_dir=checkpoint,
+                max_train_steps=7,
+                resume_from_checkpoint="latest",
+                **STAGE_1,
+            )
+
+    def test_an_autoencoder_trained_further(self, vae, ldm, tmp_path):
+        shutil.copytree(ldm / "checkpoint-6", tmp_path / "run" / "checkpoint-6")
+        other = AutoencoderD2C.from_pretrained(vae)
+        with torch.no_grad():
+            next(other.parameters()).add_(1e-3)
+        other.save_pretrained(tmp_path / "vae")
+        options = {**STAGE_2, "output_dir": tmp_path / "run", "resume_from_checkpoint": "latest"}
+        with pytest.raises(CheckpointError, match="models/vae weights was"):
+            run("train_ldm", pretrained_vae=tmp_path / "vae", max_train_steps=7, **options)
+
+    def test_half_precision_with_an_adversary(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")  # which asks for a GPU
+        options = {**STAGE_1, "resolution": 32, "disc_weight": 0.5}
+        with pytest.raises(ValueError, match="--mixed_precision bf16"):
+            run("train_d2c_vae", output_dir=tmp_path, **options)
 
     def test_a_stream_divided_otherwise(self, tmp_path):
         """Its rows depend on the number of workers, of which none are as good as one."""
