@@ -73,12 +73,16 @@ def radiance_loss(
     target_opacity: torch.Tensor | None = None,
     opacity_weight: float = 0.0,
 ) -> torch.Tensor:
-    """Error of rendered ray colours (batch, rays, 3) and, where wanted and known, of opacities (batch, rays, 1)."""
+    """Error of rendered ray colours (batch, rays, 3) and, where wanted, of opacities (batch, rays, 1).
+
+    Rays whose `target_opacity` is NaN, unknown, count as right.
+    """
     loss = gaussian_nll(colours, target, norm, reduction)
     if opacity_weight and target_opacity is not None:
         if opacity is None:
             raise ValueError("`opacity_weight` needs the rendered `opacity`, which is None.")
-        loss = loss + opacity_weight * gaussian_nll(opacity, target_opacity, norm, reduction)
+        known = torch.where(target_opacity.isnan(), opacity.detach(), target_opacity)
+        loss = loss + opacity_weight * gaussian_nll(opacity, known, norm, reduction)
     return loss
 
 

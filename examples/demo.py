@@ -48,7 +48,7 @@ PROMPTS = (
     "a chair with a back and no arms",
     "a chair with a back and arms",
     "a stool with four legs",
-    "a shelf with three shelves",
+    "a bookshelf with three shelves",
     "a bed",
     "a lamp",
 )

@@ -68,6 +68,10 @@ class TestLikelihoods:
         colours, opacity = noise(2, 4, 3), noise(2, 4, 1)
         plain = radiance_loss(colours, colours * 0)
         assert torch.equal(radiance_loss(colours, colours * 0, opacity=opacity, opacity_weight=1.0), plain)
+        unknown = torch.full_like(opacity, torch.nan)
+        assert torch.equal(
+            radiance_loss(colours, colours * 0, opacity=opacity, target_opacity=unknown, opacity_weight=1.0), plain
+        )
         with_opacity = radiance_loss(
             colours, colours * 0, opacity=opacity, target_opacity=opacity - 1, opacity_weight=0.5
         )

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from torch import nn
 from torch.utils.data import DataLoader
 from training_arguments import add_modality_argument, add_shared_arguments, check_shared_arguments
@@ -63,6 +64,9 @@ from diffusers_ddmi.losses import (
 )
 from diffusers_ddmi.rendering.rays import clip_to_bounds, composite, sample_along_rays
 from diffusers_ddmi.training_utils import sample_generators, step_generator
+
+
+logger = get_logger(__name__)
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -302,6 +306,9 @@ def as_pictures(values: torch.Tensor) -> torch.Tensor:
 # --------------------------------------------------------------------------------------------- validation
 
 
+PREVIEWS = 8
+
+
 class Validation:
     """Measures held-out reconstructions (PSNR in dB, or IoU) and saves pictures of them."""
 
@@ -313,17 +320,33 @@ class Validation:
         if self.dataset is None:
             return {}
         forward, _, name, measure = MODALITY_TABLE[self.args.modality]
-        results, first = [], None
-        for batch in DataLoader(self.dataset, self.args.train_batch_size, collate_fn=collate):
+        results: list[float] = []
+        shown: list[torch.Tensor] = []
+        # A scene's rays are all pixels of a view, and scenes may differ in size.
+        size = 1 if self.args.modality == "nerf" else self.args.train_batch_size
+        for batch in DataLoader(self.dataset, size, collate_fn=collate):
             batch = {k: v.to(self.accelerator.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             results += [measure(forward(vae, batch, self.args, None), batch)] * len(batch["inputs"])
-            first = first or batch
+            shown += batch["inputs"][: PREVIEWS - len(shown)]
         folder = Path(self.args.output_dir, "validation")
-        save_reconstructions(vae, first, folder / f"step-{step:06d}", self.accelerator, step)
+        save_reconstructions(vae, torch.stack(shown), folder / f"step-{step:06d}", self.accelerator, step)
         return {name: sum(results) / len(results)}
 
 
 # --------------------------------------------------------------------------------------------- main
+
+
+def warn_of_points_outside(inputs: torch.Tensor, bounds: tuple[float, float]) -> None:
+    """Says so if many points (points, 6) of a scene lie where nothing is learned."""
+    xyz = inputs[:, :3]
+    share = float(((xyz < bounds[0]) | (xyz > bounds[1])).any(1).float().mean())
+    if share > 0.01:
+        logger.warning(
+            "%.0f%% of the first scene's points lie outside of the model's bounds %s, where a scene is empty: scale the "
+            "scenes by --longest_side, or set `bounds` and `extent` by --config_overrides.",
+            100 * share,
+            bounds,
+        )
 
 
 def main(args: argparse.Namespace) -> bool:
@@ -335,10 +358,13 @@ def main(args: argparse.Namespace) -> bool:
     resolve_sizes(args, config)
     accelerator = create_accelerator(args)
     checkpoint, progress = find_progress(accelerator, args)
-    dataset = load_training_data(args, args.modality)
+    with accelerator.local_main_process_first():  # the others find prepared what takes long
+        dataset = load_training_data(args, args.modality)
     vae = build(config, modality=args.modality)
     if args.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
+    if args.modality == "nerf" and not args.streaming:
+        warn_of_points_outside(dataset[0]["inputs"], vae.bounds)
     losses = StageOneLosses(args, vae, accelerator.device)
     run = TrainingRun(
         args,

@@ -309,7 +309,8 @@ def main(args: argparse.Namespace) -> bool:
     accelerator = create_accelerator(args)
     checkpoint, progress = find_progress(accelerator, args)
     vae.to(accelerator.device)
-    dataset = load_training_data(args, modality, "latents")
+    with accelerator.local_main_process_first():  # the others find prepared what takes long
+        dataset = load_training_data(args, modality, "latents")
     data = data_fingerprint(accelerator, args, dataset)
     latents = Latents(vae, args.seed)
     if args.cache_latents:

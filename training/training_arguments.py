@@ -44,7 +44,7 @@ def _add_data_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--cache_dir", help="Where downloaded and prepared data are kept.")
     group.add_argument("--max_train_samples", type=int, help="Use only the first so many samples.")
-    group.add_argument("--streaming", action="store_true", help="Read the data set while training; nothing is stored.")
+    group.add_argument("--streaming", action="store_true", help="Read the data set while training, in its own order.")
     group.add_argument("--strict", action="store_true", help="An unreadable sample is an error, and not passed over.")
     group.add_argument(
         "--resolution", type=int, help="Side of the pictures or frames that the encoder gets; default: the model's."

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DistributedType,
     ProjectConfiguration,
@@ -97,6 +98,8 @@ def create_accelerator(args: argparse.Namespace) -> Accelerator:
         PermissionError: the folder cannot be made or written to.
         ValueError: the package that --report_to names is not installed.
     """
+    if args.report_to and args.report_to not in ("all", *get_available_trackers()):
+        raise ValueError(f"--report_to {args.report_to} needs that package: install it, or leave the flag out.")
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO
     )
@@ -111,8 +114,6 @@ def create_accelerator(args: argparse.Namespace) -> Accelerator:
         # Others wait at the next update while the main process validates or saves.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
     )
-    if args.report_to and not accelerator.log_with:
-        raise ValueError(f"--report_to {args.report_to} needs that package: install it, or leave the flag out.")
     if not accelerator.is_local_main_process:
         logging.getLogger().setLevel(logging.ERROR)
     if args.allow_tf32:

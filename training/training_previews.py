@@ -77,10 +77,9 @@ SAMPLE_WRITERS: dict[str, Callable[[Any, Path, list[str] | None], None]] = {
 
 
 def save_reconstructions(
-    vae: AutoencoderD2C, batch: dict[str, Any], path: Path, accelerator: Accelerator, step: int, limit: int = 8
+    vae: AutoencoderD2C, inputs: torch.Tensor, path: Path, accelerator: Accelerator, step: int
 ) -> None:
-    """Reconstructions of a batch's first signals; pictures and clips below those they were made from."""
-    inputs = batch["inputs"][:limit]
+    """Reconstructions of what the encoder takes; pictures and clips below those they were made from."""
     field = vae.decode(vae.encode(inputs).latent_dist.mode()).field
     RECONSTRUCTION_WRITERS[vae.config.modality](vae, field, inputs, path)
     _track(accelerator, path, step)

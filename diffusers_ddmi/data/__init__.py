@@ -114,7 +114,7 @@ def load_signals(
         split: "train" or "test".
         seed: of all randomness in the examples.
         strict: an unreadable item is an error; else it is named in a warning and passed over.
-        streaming: read while iterating, without a length.
+        streaming: read while iterating, without a length, in the order in which rows are stored.
         purpose: "training"; "evaluation", whole signals without augmentation; or "latents", where only the encoder's
             input is wanted.
         options: resolution, center_crop, random_flip, num_queries (coordinates or rays of an example), num_frames,

@@ -42,7 +42,10 @@ from .pictures import check_header, to_rgb
 POINT_CLOUD_NAMES = ("points.ply", "pointcloud.ply", "points3D.ply", "pointcloud.npz", "points.npz")
 _NPZ_KEYS = ("images", "cam_poses", "data")
 _DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, EOFError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 # Pictures over white, uint8 (V, H, W, 3), and their opacity (V, H, W) from 0 to 255, where it is known.
 Pictures = tuple[np.ndarray, np.ndarray | None]
@@ -201,7 +204,10 @@ def _intrinsics(values: dict[str, Any], width: int, height: int) -> tuple[float,
         x = float(values["fl_x"]) * scale_x
         y = float(values["fl_y"]) * scale_y if "fl_y" in values else x
     elif "camera_angle_x" in values:
-        x = y = 0.5 * width / math.tan(0.5 * float(values["camera_angle_x"]))
+        angle = float(values["camera_angle_x"])
+        if not 0 < angle < math.pi:
+            raise ValueError(f"camera_angle_x must lie between 0 and π (radians), but is {angle:g}")
+        x = y = 0.5 * width / math.tan(0.5 * angle)
     else:
         raise ValueError("it gives neither fl_x nor camera_angle_x, so that the focal length is unknown")
     return x, y, values.get("cx", 0.5 * width / scale_x) * scale_x, values.get("cy", 0.5 * height / scale_y) * scale_y

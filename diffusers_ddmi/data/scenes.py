@@ -77,7 +77,7 @@ class SceneExamples:
         origins    (R, 3)  of the rays, world units
         directions (R, 3)  unit vectors
         targets    (R, 3)  colours in [0, 1] that the rays see, before white
-        opacity    (R, 1)  in [0, 1], where the pictures tell
+        opacity    (R, 1)  in [0, 1], NaN where the pictures do not tell
         near, far  ()      distances along the rays between which the scene lies
         caption    str     where the data have any
 
@@ -131,10 +131,10 @@ class SceneExamples:
             "near": torch.tensor(cameras.near),
             "far": torch.tensor(cameras.far),
         }
+        opacity = np.full((len(view), 1), np.nan, dtype=np.float32)
         if scene.opacity is not None:
-            opacity = scene.opacity[view, row, column, None].astype(np.float32) / 255.0
-            rays["opacity"] = torch.from_numpy(opacity)
-        return rays
+            opacity[:, 0] = scene.opacity[view, row, column] / 255.0
+        return {**rays, "opacity": torch.from_numpy(opacity)}
 
 
 def read_scene(row: dict[str, Any]) -> Scene:
@@ -285,7 +285,11 @@ def estimate_fov_y(scenes: Sequence[SceneFile]) -> float:
     """
     ratios = []
     for scene in scenes:
-        images, opacity = scene.read_pictures()
+        try:
+            images, opacity = scene.read_pictures()
+        except ValueError as error:
+            logger.warning("not used for the field of view: %s", error)
+            continue
         seen = (images < 250).any(-1) if opacity is None else opacity > 5
         points = scene.points[:, :3] - scene.poses[:, None, :3, 3]
         x, y, z = np.moveaxis(points @ scene.poses[:, :3, :3], -1, 0)  # (V, points) each, camera axes

@@ -191,9 +191,12 @@ def _read_video(source: Any, pick: Pick) -> list[Image.Image]:
         if not container.streams.video:
             raise ValueError("no video stream")
         stream = container.streams.video[0]
-        times = sorted({p.pts for p in container.demux(stream) if p.pts is not None and not p.is_discard})
+        packets = [p for p in container.demux(stream) if p.pts is not None and not p.is_discard]
+        times = sorted({p.pts for p in packets})
         wanted = [times[i] for i in pick(len(times))]
-        container.seek(wanted[0], stream=stream)
+        # Containers seek by the time of decoding, in which a key frame may stand before frames that are shown earlier.
+        keys = [(p.pts, p.pts if p.dts is None else p.dts) for p in packets if p.is_keyframe and p.pts <= wanted[0]]
+        container.seek(max(keys)[1] if keys else times[0], stream=stream)
         frames = {}
         for frame in container.decode(stream):
             if frame.pts in wanted:

@@ -42,6 +42,10 @@ MESH_SUFFIXES = (".glb", ".obj", ".ply", ".stl")
 _NODE_CLEARANCE = 1e-3
 # Where all triangles around a vertex lie within this angle of their mean, that is its normal: the gradient would say the same.
 _FLAT_ANGLE = math.radians(2.0)
+# Cells of one side of the grid, times shapes, that are extracted at once: eight shapes at 256³, about 1 GiB.
+_MOST_AT_ONCE = 8 * 256**2
+# A differentiated call keeps its activations.
+_GRADIENT_SHARE = 8
 # Values beyond are as good as infinite, and would spoil interpolation.
 _LARGEST_LOGIT = 1e6
 
@@ -71,7 +75,9 @@ def extract_meshes(
     `coarse_resolution=resolution` evaluates every node.
 
     Args:
-        field: `field(coords (batch, points, 3)) -> (batch, points, 1)` occupancy logits, coordinates in (x, y, z) order.
+        field: `field(coords (batch, points, 3)) -> (batch, points, 1)` occupancy logits, coordinates in (x, y, z) order. One that
+            can be indexed by shape, as a `NeuralField` can, is extracted shape by shape where all at once would take
+            more than about 1 GiB.
         batch_size: shapes in the field; `field.batch_size` where it has that attribute, else 1.
         resolution: grid nodes along each axis, both sides of the box included; 2 to 1024, any integer.
         level: occupancy probability in (0, 1) at which the surface lies.
@@ -101,6 +107,10 @@ def extract_meshes(
     _check_integer("chunk_size", chunk_size, 1, math.inf)
 
     device = torch.device(getattr(field, "device", "cpu") if device is None else device)
+    if batch_size > 1 and batch_size * resolution**2 > _MOST_AT_ONCE and hasattr(field, "__getitem__"):
+        options = {"coarse_resolution": coarse_resolution, "chunk_size": chunk_size, "normals": normals}
+        options |= {"resolution": resolution, "level": level, "bounds": bounds, "simplify": simplify, "device": device}
+        return [mesh for item in range(batch_size) for mesh in extract_meshes(field[item], **options)]
     sampler = _Sampler(field, batch_size, resolution, box, math.log(level / (1.0 - level)), chunk_size, device)
     with torch.no_grad():
         grid = SparseGrid(
@@ -156,7 +166,7 @@ class _Sampler:
     def values(self, owner: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
         """Logits above the level `(points,)` of the fields in `owner` `(points,)` at `nodes` `(points, 3)`."""
         points = torch.stack([line[node] for line, node in zip(self.node_lines, nodes.T)], dim=-1)
-        return self._evaluate(owner, points, self._call)
+        return self._evaluate(owner, points, self._call, self.points_per_call)
 
     def normals(self, surfaces: list[tuple[np.ndarray, np.ndarray]], flat_angle: float) -> list[np.ndarray]:
         """Outward unit normals of `(vertices, faces)`: down the field's gradient, or those of the triangles where these
@@ -169,13 +179,14 @@ class _Sampler:
 
         owner = torch.from_numpy(np.repeat(np.arange(self.batch_size), counts)[asked]).to(self.device)
         where = torch.from_numpy(points[asked]).float().to(self.device)
-        gradient = self._evaluate(owner, where, self._call_gradient).cpu().double().numpy()
+        calls = self.points_per_call // _GRADIENT_SHARE
+        gradient = self._evaluate(owner, where, self._call_gradient, max(1, calls)).cpu().double().numpy()
         length = np.linalg.norm(gradient, axis=1)
         usable = (length > 0) & np.isfinite(length)
         normals[asked[usable]] = -gradient[usable] / length[usable, None]
         return np.split(normals, np.cumsum(counts)[:-1])
 
-    def _evaluate(self, owner: torch.Tensor, points: torch.Tensor, call: Field) -> torch.Tensor:
+    def _evaluate(self, owner: torch.Tensor, points: torch.Tensor, call: Field, points_per_call: int) -> torch.Tensor:
         """Packs scattered points into `(batch, points, 3)` calls, and their results back into one row per point."""
         if not len(points):
             return points.new_zeros(0) if call == self._call else points
@@ -186,7 +197,7 @@ class _Sampler:
         # Shapes with fewer points repeat one of theirs, or of another.
         packed = points[:1].expand(self.batch_size, longest, 3).clone()
         packed[owner[order], position] = points[order]
-        values = torch.cat([call(part) for part in packed.split(self.points_per_call, dim=1)], dim=1)
+        values = torch.cat([call(part) for part in packed.split(points_per_call, dim=1)], dim=1)
         result = values.new_empty(len(points), *values.shape[2:])
         result[order] = values[owner[order], position]
         return result

@@ -204,7 +204,7 @@ def test_a_whole_view_is_row_major(tmp_path):
     expected = torch.from_numpy(scene.images[2].astype(np.float32) / 255).reshape(-1, 3)
     assert torch.equal(example["targets"], expected)
     torch.testing.assert_close(example["directions"], scene.cameras.rays()[1][2].reshape(-1, 3))
-    assert "opacity" not in example and "caption" not in example
+    assert example["opacity"].isnan().all() and "caption" not in example
 
 
 def test_views_can_be_held_out():
@@ -433,11 +433,32 @@ def test_damage_inside_the_pictures_is_a_bad_row(tmp_path, caplog):
     assert "a.npz: its images are damaged" in caplog.text
 
 
+def test_scenes_with_and_without_opacity_make_one_batch(tmp_path):
+    write_npz(tmp_path / "a.npz")
+    rows = [load_scene_dataset(tmp_path, fov_y=FOV_Y)[0]]
+    rows += load_procedural_scenes(num_scenes=1, num_views=2, size=8).remove_columns("caption")
+    batch = collate([SceneExamples(16, 8)(row, np.random.default_rng(0)) for row in rows])
+    assert batch["opacity"].isnan().all((1, 2)).tolist() == [True, False]
+
+
+def test_damaged_pictures_do_not_stop_the_estimate_of_the_field_of_view(tmp_path, caplog):
+    for name in ("a", "b"):
+        write_npz(tmp_path / f"{name}.npz")
+    write_npz(tmp_path / "a.npz", images=np.full((4, SIZE, SIZE, 3), 200.0, np.float32))
+    assert len(load_scene_dataset(tmp_path)) == 2
+    assert "not used for the field of view" in caplog.text and "a.npz" in caplog.text
+
+
 BAD_TRANSFORMS = {
     "no frames": ({"frames": []}, "lists no frames"),
     "no pose": ({"frames": [{"file_path": "train/r_0.png"}]}, "frame 0 has no transform_matrix"),
     "no picture": ({"frames": [{"file_path": "r_9", "transform_matrix": np.eye(4).tolist()}]}, "r_9 does not exist"),
     "no angle": ({"camera_angle_x": None}, "neither fl_x nor camera_angle_x"),
+    "angle 0": ({"camera_angle_x": 0}, "between 0 and π"),
+    "angle 7": ({"camera_angle_x": 7.0}, "between 0 and π"),
+    "width 0": ({"w": 0, "fl_x": 30.0}, "zero"),
+    "focal of no number": ({"fl_x": [1]}, "float"),
+    "frames of numbers": ({"frames": [1, 2]}, "int"),
     "focal 0": ({"fl_x": 0.0}, "focal length must be positive"),
     "distorted": ({"k1": 0.1}, "undistort"),
     "scaled": (

@@ -56,11 +56,12 @@ def write_gif(path, number):
     return path
 
 
-def write_mp4(path, number, size=(32, 32), group=5):
-    with av.open(str(path), "w", format="mp4") as container:
+def write_mp4(path, number, size=(32, 32), group=5, b_frames=0):
+    with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.gop_size, stream.codec_context.bit_rate = group, 4_000_000
+        stream.codec_context.max_b_frames = b_frames
         for frame in flat_frames(number, size):
             container.mux(stream.encode(av.VideoFrame.from_image(frame)))
         container.mux(stream.encode())
@@ -99,6 +100,15 @@ class TestReadFrames:
         frame.putpalette([0, 0, 0, 200, 0, 0])
         frame.save(data, "GIF", transparency=1)
         assert np.asarray(read_frames({"bytes": data.getvalue(), "path": None}, range)[0]).min() == 255
+
+    @pytest.mark.parametrize("suffix", ["mp4", "avi", "mov"])
+    def test_every_window_of_a_clip_with_b_frames(self, suffix, tmp_path):
+        """Whose key frames are decoded before frames that are shown earlier."""
+        path = write_mp4(tmp_path / f"clip.{suffix}", 24, b_frames=2)
+        for first in range(0, 17):
+            found = levels(read_frames(path, lambda _, first=first: range(first, first + 8)))
+            assert len(found) == 8
+            np.testing.assert_allclose(found, range(first, first + 8), atol=0.6)
 
     def test_damaged(self, tmp_path):
         path = write_mp4(tmp_path / "cut.mp4", 20)

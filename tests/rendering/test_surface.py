@@ -417,3 +417,33 @@ def test_what_cannot_be_saved(tmp_path):
     with pytest.raises(ValueError, match="no faces"):
         save_mesh(trimesh.Trimesh(), tmp_path / "ball.ply")
     assert not list(tmp_path.iterdir())
+
+
+class Balls:
+    """Balls of several sizes, which can be indexed as a field of signals can."""
+
+    def __init__(self, radii):
+        self.radii, self.batch_size, self.calls = torch.as_tensor(radii), len(radii), []
+
+    def __getitem__(self, item):
+        field = Balls(self.radii[item : item + 1])
+        field.calls = self.calls
+        return field
+
+    def __call__(self, points):
+        self.calls.append(self.batch_size)
+        return (STEEPNESS * (self.radii[:, None] - points.norm(dim=-1)))[..., None].expand(self.batch_size, -1, -1)
+
+
+def test_shapes_too_many_at_once_are_extracted_one_by_one(monkeypatch):
+    """With the same result."""
+    field = Balls([0.2, 0.3, 0.4])
+    together = extract_meshes(field, resolution=40)
+    assert set(field.calls) == {3}
+    monkeypatch.setattr(surface, "_MOST_AT_ONCE", 2 * 40**2)
+    field.calls.clear()
+    apart = extract_meshes(field, resolution=40)
+    assert set(field.calls) == {1}
+    for one, other in zip(together, apart):
+        np.testing.assert_allclose(one.vertices, other.vertices, atol=1e-6)
+        assert np.array_equal(one.faces, other.faces) and one.is_watertight

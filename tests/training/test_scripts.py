@@ -445,3 +445,100 @@ class TestRefusals:
     def test_flags(self, change, message, tmp_path):
         with pytest.raises(ValueError, match=message):
             run("train_d2c_vae", output_dir=tmp_path, **{**STAGE_1, **change})
+
+
+class TestFlags:
+    """Flags that no other test takes, together: each changes what is trained or how, and the runs end well."""
+
+    def test_stage_1_with_every_term(self, tmp_path, monkeypatch):
+        package = (
+            "import torch\n"
+            "class LPIPS(torch.nn.Module):\n"
+            "    def __init__(self, net, verbose):\n"
+            "        super().__init__()\n"
+            "    def forward(self, one, two):\n"
+            "        return (one - two).square().mean((1, 2, 3))\n"
+        )
+        (tmp_path / "lpips.py").write_text(package)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "lpips", raising=False)
+        options = {
+            **STAGE_1,
+            "train_data_dir": draw_pictures(tmp_path / "pictures"),
+            "resolution": 24,
+            "lpips_weight": 0.5,
+            "disc_weight": 0.1,
+            "disc_start": 2,
+            "disc_adaptive_weight": True,
+            "gradient_checkpointing": True,
+            "mixed_precision": "bf16",
+            "reduction": "sum",
+        }
+        try:
+            assert run("train_d2c_vae", output_dir=tmp_path / "vae", max_train_steps=3, **options)
+        finally:
+            sys.modules.pop("lpips", None)
+        terms = {
+            "reconstruction",
+            "kl",
+            "spectral",
+            "perceptual",
+            "adversarial",
+            "discriminator",
+            "adversary_grad_norm",
+        }
+        log = log_of(tmp_path / "vae")
+        assert all(terms <= set(entry) for entry in log)
+        assert log[0]["discriminator"] == 0 < log[1]["discriminator"]
+
+    def test_stage_2_with_a_pretrained_text_encoder(self, vae, ldm, tmp_path):
+        """Its weights stored in half precision; the denoiser predicts velocities, weighed by min-SNR."""
+        folder = tmp_path / "ddmi-test"
+        pipe = DiffusionPipeline.from_pretrained(ldm)
+        pipe.text_encoder.half().save_pretrained(tmp_path / "clip" / "text_encoder")
+        pipe.tokenizer.save_pretrained(tmp_path / "clip" / "tokenizer")
+        options = {
+            **STAGE_2,
+            "train_text_encoder": False,
+            "text_encoder_name_or_path": tmp_path / "clip",
+            "cache_latents": False,
+            "snr_gamma": 5.0,
+            "prediction_type": None,
+            "gradient_checkpointing": True,
+            "mixed_precision": "bf16",
+            "resolution": None,
+        }
+        assert run("train_ldm", pretrained_vae=vae, output_dir=folder, max_train_steps=2, **options)
+        trained = DiffusionPipeline.from_pretrained(folder)
+        assert trained.scheduler.config.prediction_type == "v_prediction"
+        for name, value in pipe.text_encoder.float().state_dict().items():
+            assert torch.equal(trained.text_encoder.state_dict()[name], value), "it is frozen"
+        image = trained("a red cloud", num_inference_steps=2, height=16, width=16, output_type="pt").images
+        assert image.isfinite().all()
+
+    @pytest.mark.parametrize(
+        ("stage", "change", "message"),
+        [
+            (1, {"resolution": 16, "disc_weight": 0.1}, "at least 24 pixels"),
+            (1, {"num_validation_samples": 0}, "--num_validation_samples must be at least 1"),
+            (1, {"streaming": True}, "--validation_split divides data of a known length"),
+            (1, {"report_to": "comet_ml"}, "--report_to comet_ml needs that package"),
+            (2, {"resolution": 32}, "--resolution is 32, but the autoencoder was trained with 16"),
+            (2, {"random_flip": True}, "--cache_latents keeps one version of each item"),
+            (2, {"ddpm_num_inference_steps": 0}, "--ddpm_num_inference_steps must be at least 1"),
+        ],
+    )
+    def test_refused(self, stage, change, message, vae, tmp_path):
+        script, options = options_of(stage, vae)
+        options = {**options, "train_data_dir": draw_pictures(tmp_path / "pictures"), "output_dir": tmp_path / "run"}
+        with pytest.raises(ValueError, match=message):
+            run(script, **{**options, **change}, max_train_steps=1)
+
+    def test_free_flags_are_flags(self):
+        import train_d2c_vae
+        import train_ldm
+        from training_arguments import FREE_ARGUMENTS
+
+        known = vars(train_d2c_vae.parse_args(["--modality", "image", "--dataset_name", "d", "--output_dir", "o"]))
+        known |= vars(train_ldm.parse_args(["--pretrained_vae", "v", "--dataset_name", "d", "--output_dir", "o"]))
+        assert set(known) >= FREE_ARGUMENTS
