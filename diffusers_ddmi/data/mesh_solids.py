@@ -32,6 +32,7 @@ import trimesh
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from .base import MACHINE_FAULTS
 from .mesh_sampling import sample_triangles
 
 
@@ -53,6 +54,7 @@ def load_solid(path: Path) -> MeshSolid:
     Raises:
         ValueError: a file that is empty, damaged, too large or without faces, or a mesh that encloses nothing; the
             message begins with the file.
+        OSError, MemoryError, ImportError: the machine is at fault (`MACHINE_FAULTS`, or it lacks a reader), not the file.
     """
     size = path.stat().st_size
     if not 0 < size <= MAX_FILE_BYTES:
@@ -61,7 +63,11 @@ def load_solid(path: Path) -> MeshSolid:
         with _quiet():
             scene = trimesh.load_scene(path, process=False, skip_materials=True)
             mesh = scene.to_mesh()
+    except (MemoryError, ImportError):
+        raise
     except Exception as error:  # a reader of a damaged file may raise anything
+        if getattr(error, "errno", None) in MACHINE_FAULTS:
+            raise
         raise ValueError(f"{path}: cannot be read as a mesh ({type(error).__name__}: {error})") from error
     try:
         return MeshSolid.from_mesh(mesh.vertices, mesh.faces)

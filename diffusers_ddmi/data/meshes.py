@@ -25,6 +25,7 @@ import json
 import logging
 import multiprocessing
 import os
+import secrets
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -38,14 +39,17 @@ import numpy as np
 from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
 
+from .base import MACHINE_FAULTS
 from .mesh_sampling import shape_row
 from .mesh_solids import MESH_SUFFIXES, load_solid
-from .sources import list_files, read_captions
+from .sources import caption_feature, list_files, read_captions
 
 
 logger = logging.getLogger(__name__)
 
 _MESHES_PER_FILE = 16
+# Smaller folders are divided into about so many pieces of fewer meshes, to have work for several processes.
+_MIN_PIECES = 16
 # To be raised when the same mesh would get other points or occupancies than before.
 _VERSION = 1
 
@@ -97,8 +101,11 @@ class _Piece:
     report: Path
 
     def done(self) -> dict[str, Any] | None:
-        """The report, where the piece is done; it is written after the rows."""
-        return json.loads(self.report.read_text()) if self.report.exists() else None
+        """The report, where the piece is done: it is written after the rows, but a crash or a clean-up may leave only one."""
+        try:
+            return json.loads(self.report.read_text()) if self.rows.exists() else None
+        except (FileNotFoundError, ValueError):
+            return None
 
 
 def load_mesh_folder(
@@ -117,7 +124,7 @@ def load_mesh_folder(
     is up); half of the points are uniform in the cube, the others normally distributed about the surface
     ([`mesh_solids`], [`mesh_sampling`]). They are named by their path in `folder`. Captions come from the
     `metadata.csv` or `metadata.jsonl` files beside the meshes (columns `file_name` and `caption_column`); meshes without
-    one get "".
+    one get "", or an empty list where some have several.
 
     Args:
         strict: a mesh that cannot be used raises; otherwise it is named in a warning, skipped and counted.
@@ -125,10 +132,11 @@ def load_mesh_folder(
         num_points: M of `points` (M, 3), a multiple of 8.
         seed: of the points.
         cache_dir: where the prepared rows are kept; `None`: in the cache of `datasets`.
-        num_proc: processes; `None`: one per processor.
+        num_proc: processes; `None`: one per processor. With several, a mesh that crashes its process is skipped too.
 
     Raises:
         ValueError: no meshes, not one that can be used, with `strict` one that cannot, or numbers outside these ranges.
+        OSError, MemoryError, ImportError: the machine failed, or lacks a reader; what is done by then is kept.
     """
     if num_surface_points < 1 or num_points < 8 or num_points % 8:
         raise ValueError(
@@ -147,21 +155,29 @@ def load_mesh_folder(
 
     preparation = _Preparation(folder, num_surface_points, num_points, seed)
     pieces = _divide(preparation, names, cache)
-    reports = _prepare(preparation, pieces, strict, num_proc or os.cpu_count() or 1)
+    reports = _prepare(preparation, pieces, strict, num_proc or _processors())
     _tell(reports, len(files), folder)
     parts = [datasets.Dataset.from_file(str(p.rows)) for p in pieces if reports[p]["count"]]
     dataset = datasets.concatenate_datasets(parts)
     if captions is not None:
         by_name = dict(zip(names, captions))
-        dataset = dataset.add_column("caption", [by_name[name] for name in dataset["name"]])
+        column = [by_name[name] for name in dataset["name"]]
+        dataset = dataset.add_column("caption", column, feature=caption_feature(captions))
     return dataset.with_format("numpy")
+
+
+def _processors() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _divide(preparation: _Preparation, names: list[str], cache: Path) -> list[_Piece]:
     cache.mkdir(parents=True, exist_ok=True)
+    # Not by the number of processes: another one is to find the same pieces.
+    size = max(1, min(_MESHES_PER_FILE, len(names) // _MIN_PIECES))
     pieces = []
-    for start in range(0, len(names), _MESHES_PER_FILE):
-        some = names[start : start + _MESHES_PER_FILE]
+    for start in range(0, len(names), size):
+        some = names[start : start + size]
         stem = cache / preparation.digest(some)
         pieces.append(_Piece(tuple(some), stem.with_suffix(".arrow"), stem.with_suffix(".json")))
     return pieces
@@ -178,7 +194,7 @@ def _prepare(
         bar = tqdm(total=sum(len(piece.names) for piece in pieces), desc="Preparing meshes", unit="mesh")
         with bar:
             bar.update(sum(len(piece.names) for piece in reports))
-            for piece, report in _work(preparation, todo, min(num_proc, len(todo))):
+            for piece, report in _work(preparation, todo, num_proc):
                 reports[piece] = report
                 bar.update(len(piece.names))
                 _refuse_skipped([report], strict)
@@ -191,7 +207,7 @@ def _work(preparation: _Preparation, todo: list[_Piece], num_proc: int) -> Itera
             yield piece, _prepare_piece(preparation, piece)
         return
     left = set(todo)
-    pool = _pool(num_proc)
+    pool = _pool(min(num_proc, len(todo)))
     try:
         futures = {pool.submit(_prepare_piece, preparation, piece): piece for piece in todo}
         for future in as_completed(futures):
@@ -218,15 +234,23 @@ def _use_one_thread() -> None:
 
 
 def _prepare_piece(preparation: _Preparation, piece: _Piece, alone: bool = False) -> dict[str, Any]:
-    """Writes the rows of a piece, then its report, each whole or not at all; `alone` gives each mesh a process."""
+    """Writes the rows of a piece, then its report, each whole or not at all; `alone` gives each mesh a process.
+
+    The report is not kept if a mesh was skipped for what may be no fault of its own: another run tries it again.
+    """
     report: dict[str, Any] = {"count": 0, "skipped": {}, "repaired": {}}
-    temporary = piece.rows.with_suffix(f".{os.getpid()}")
+    final = True
+    # Random, since processes of other machines may share the folder.
+    temporary = piece.rows.with_suffix(f".{secrets.token_hex(8)}")
     try:
         with ArrowWriter(features=preparation.features(), path=str(temporary)) as writer:
             for name in piece.names:
                 try:
                     row, repairs = _row_alone(preparation, name) if alone else preparation.row(name)
                 except (ValueError, OSError) as error:
+                    if getattr(error, "errno", None) in MACHINE_FAULTS:
+                        raise
+                    final = final and not isinstance(error, OSError)
                     report["skipped"][name] = str(error)
                     continue
                 writer.write(row)
@@ -235,8 +259,9 @@ def _prepare_piece(preparation: _Preparation, piece: _Piece, alone: bool = False
                     report["repaired"][name] = list(repairs)
             writer.finalize()
         os.replace(temporary, piece.rows)
-        temporary.write_text(json.dumps(report))
-        os.replace(temporary, piece.report)
+        if final:
+            temporary.write_text(json.dumps(report))
+            os.replace(temporary, piece.report)
     finally:
         temporary.unlink(missing_ok=True)
     return report
@@ -247,7 +272,7 @@ def _row_alone(preparation: _Preparation, name: str) -> tuple[dict[str, Any], tu
         try:
             return pool.submit(preparation.row, name).result()
         except BrokenProcessPool as error:
-            raise ValueError(f"{preparation.folder / name}: the process that prepared it died") from error
+            raise ChildProcessError(f"{preparation.folder / name}: the process that prepared it died") from error
 
 
 def _refuse_skipped(reports: Any, strict: bool) -> None:

@@ -19,6 +19,7 @@ import csv
 import json
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,13 @@ _SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+_SPLIT_ALIASES = frozenset(alias for aliases in _SPLIT_NAMES.values() for alias in aliases)
 
 
 def split_folder(folder: str | os.PathLike, split: str) -> Path:
-    """The part of `folder` that holds `split`: its subfolder of that name where all subfolders are splits, else all of it.
+    """The part of `folder` that holds `split`: its subfolder of that name, or all of it where no subfolder is a split.
+
+    Subfolders beside it that are no splits are named in a warning, since they are left out.
 
     Raises:
         FileNotFoundError: no such folder, or it is divided into splits without this one.
@@ -46,14 +50,23 @@ def split_folder(folder: str | os.PathLike, split: str) -> Path:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}; expected a folder of training data")
-    subfolders = {path.name.lower(): path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."}
-    known = {alias for aliases in _SPLIT_NAMES.values() for alias in aliases}
-    if not subfolders or not set(subfolders) <= known:
+    subfolders = {path.name.lower(): path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path.name)}
+    splits = subfolders.keys() & _SPLIT_ALIASES
+    chosen = next((subfolders[alias] for alias in _SPLIT_NAMES.get(split, (split,)) if alias in subfolders), None)
+    if chosen is None and not splits:
         return folder
-    for alias in _SPLIT_NAMES.get(split, (split,)):
-        if alias in subfolders:
-            return subfolders[alias]
-    raise FileNotFoundError(f"{folder} has no split {split!r}; it is divided into {', '.join(sorted(subfolders))}")
+    if chosen is None:
+        raise FileNotFoundError(f"{folder} has no split {split!r}; it is divided into {', '.join(sorted(splits))}")
+    others = sorted(path.name for name, path in subfolders.items() if name not in splits and path != chosen)
+    if others:
+        logger.warning(
+            "split %r of %s is its subfolder %s; left out: %s", split, folder, chosen.name, ", ".join(others)
+        )
+    return chosen
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def list_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
@@ -146,37 +159,64 @@ def as_stream(dataset: datasets.Dataset) -> datasets.IterableDataset:
     return dataset.to_iterable_dataset(num_shards=min(64, len(dataset)))
 
 
-def read_captions(folder: Path, items: Sequence[Path], caption_column: str | None = None) -> list[str] | None:
-    """One caption for each of `items`, from the `metadata.csv` and `metadata.jsonl` files in `folder` and below it.
+def read_captions(
+    folder: Path, items: Sequence[Path], caption_column: str | None = None
+) -> list[str] | list[list[str]] | None:
+    """The captions of each of `items`, from the `metadata.csv` and `metadata.jsonl` files in `folder` and below it.
 
-    Each line names an item relative to its metadata file in `file_name`, and its caption in `caption_column` (`None`: the
-    first of [`CAPTION_COLUMNS`] that there is). Items without one get "" and are counted in a warning; where no file has
-    captions, the answer is `None`.
+    Each line names an item relative to its metadata file in `file_name`, and its caption, or a list of them, in
+    `caption_column` (`None`: the first of [`CAPTION_COLUMNS`] that there is); several lines for an item add up. Where
+    `folder` is a split, the metadata files of the folder that it divides count too. Items without a caption are counted
+    in a warning.
+
+    Returns:
+        A str for each item, "" for none; where any has several, a list for each item; `None` where no file has captions.
 
     Raises:
         ValueError: a metadata file that cannot be parsed or lacks `file_name` or the `caption_column` asked for.
     """
-    captions: dict[Path, str] = {}
+    captions: dict[Path, list[str]] = defaultdict(list)
     found = False
-    for file in list_files(folder, {".csv", ".jsonl"}):
-        if file.stem != "metadata":
-            continue
+    for file in _metadata_files(folder):
         rows = _read_metadata(file)
+        if file.parent == folder.parent:
+            rows = [row for row in rows if folder in (file.parent / str(row.get("file_name"))).parents]
         columns = set().union(*rows)
         column = caption_column or next((name for name in CAPTION_COLUMNS if name in columns), None)
         missing = {"file_name", caption_column} - columns - {None}
         if rows and missing:
             names = ", ".join(sorted(map(str, columns)))
             raise ValueError(f"{file} has no column {', '.join(sorted(missing))}; it has {names}")
-        if column is not None:
-            found = True
-            captions |= {file.parent / str(row.get("file_name")): row[column] for row in rows if row.get(column)}
+        if column is None or not rows:
+            continue
+        found = True
+        for row in rows:
+            value = row.get(column)
+            several = value if isinstance(value, list) else [value]
+            captions[file.parent / str(row.get("file_name"))] += [str(one) for one in several if one not in (None, "")]
     if not found:
         return None
-    without = sum(item not in captions for item in items)
+    # A caption that stands in two files is one.
+    chosen = [list(dict.fromkeys(captions[item])) for item in items]
+    without = chosen.count([])
     if without:
         logger.warning("%d of %d items in %s have no caption", without, len(items), folder)
-    return [captions.get(item, "") for item in items]
+    if any(len(several) > 1 for several in chosen):
+        return chosen
+    return ["".join(several) for several in chosen]
+
+
+def caption_feature(captions: list[str] | list[list[str]]) -> Any:
+    """The type of a column of what [`read_captions`] answers."""
+    text = datasets.Value("string")
+    return datasets.List(text) if isinstance(captions[0], list) else text
+
+
+def _metadata_files(folder: Path) -> list[Path]:
+    files = list_files(folder, {".csv", ".jsonl"})
+    if folder.name.lower() in _SPLIT_ALIASES:
+        files += sorted(path for path in folder.parent.glob("*.*") if _suffix(path.name) in {".csv", ".jsonl"})
+    return [file for file in files if file.stem == "metadata"]
 
 
 def _read_metadata(file: Path) -> list[dict[str, Any]]:
@@ -220,6 +260,8 @@ def keep_readable(items: Sequence[Path], check: Callable[[Path], None], strict: 
 def caption_of(row: dict[str, Any], rng: np.random.Generator) -> str:
     """The row's caption; of several, one at random; "" (as for prompt dropout) where it is missing."""
     caption = row["caption"]
+    if isinstance(caption, np.ndarray):  # of rows in numpy's format
+        caption = caption.tolist()
     if isinstance(caption, list | tuple):
         caption = caption[rng.integers(len(caption))] if len(caption) else ""
     return str(caption or "")

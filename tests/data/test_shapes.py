@@ -11,6 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import errno
 import logging
 import os
 
@@ -26,6 +27,7 @@ from diffusers_ddmi.data.mesh_sampling import sample_triangles
 from diffusers_ddmi.data.mesh_solids import MeshSolid, load_solid
 from diffusers_ddmi.data.meshes import load_mesh_folder
 from diffusers_ddmi.data.shapes import ShapeExamples, load_onet_folder, load_shape_dataset
+from diffusers_ddmi.data.sources import caption_of, read_captions, split_folder
 
 
 BALL = trimesh.creation.icosphere(4, 1.0)
@@ -183,7 +185,7 @@ def test_samples_of_triangles_are_uniform_by_area():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Four good meshes, one below, and captions for two; two meshes in a piece."""
-    monkeypatch.setattr(meshes, "_MESHES_PER_FILE", 2)
+    monkeypatch.setattr(meshes, "_MIN_PIECES", 2)
     root = tmp_path / "meshes"
     (root / "more").mkdir(parents=True)
     BALL.export(root / "ball.ply")
@@ -286,7 +288,7 @@ class TestMeshFolder:
             assert np.array_equal(alone[i]["points"], together[i]["points"])
             assert np.array_equal(alone[i]["occupancies"], together[i]["occupancies"])
 
-    def test_a_mesh_that_kills_its_process_is_skipped(self, folder, monkeypatch, caplog):
+    def test_a_mesh_that_kills_its_process_is_skipped_for_this_time(self, folder, monkeypatch, caplog):
         prepare = meshes._Preparation.row
 
         def row(self, name):
@@ -296,10 +298,72 @@ class TestMeshFolder:
 
         # Forked processes inherit the change.
         monkeypatch.setattr(meshes._Preparation, "row", row)
-        with caplog.at_level(logging.WARNING):
-            dataset = load(folder, num_proc=2)
-        assert dataset["name"] == ["ball.ply", "cylinder.stl", "more/torus.glb"]
-        assert "cross.obj: the process that prepared it died" in caplog.text
+        for _ in range(2):  # the second time, only its piece is left
+            caplog.clear()
+            with caplog.at_level(logging.WARNING):
+                dataset = load(folder, num_proc=2)
+            assert dataset["name"] == ["ball.ply", "cylinder.stl", "more/torus.glb"]
+            assert "cross.obj: the process that prepared it died" in caplog.text
+        monkeypatch.setattr(meshes._Preparation, "row", prepare)
+        assert len(load(folder)) == 4
+
+    @pytest.mark.parametrize(
+        "fault", [OSError(errno.EMFILE, "too many files"), MemoryError(), ImportError("no reader")]
+    )
+    def test_faults_of_the_machine_are_raised(self, folder, monkeypatch, fault):
+        def fail(*args, **options):
+            raise fault
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trimesh, "load_scene", fail)
+            with pytest.raises(type(fault)):
+                load(folder)
+        assert len(load(folder)) == 4
+
+    def test_pieces_follow_from_the_number_of_meshes(self, folder, monkeypatch):
+        monkeypatch.undo()
+        preparation = meshes._Preparation(folder, 200, 400, 0)
+        monkeypatch.setattr(meshes._Preparation, "digest", lambda self, names: names[0])
+        for count, size in ((4, 1), (100, 6), (1000, 16)):
+            names = [f"{i:04}" for i in range(count)]
+            pieces = meshes._divide(preparation, names, folder.parent)
+            assert [name for piece in pieces for name in piece.names] == names
+            assert max(len(piece.names) for piece in pieces) == size
+
+    def test_half_a_piece_is_done_again(self, folder):
+        load(folder)
+        reports, rows = (sorted((folder.parent / "cache").rglob(f"*.{suffix}")) for suffix in ("json", "arrow"))
+        reports[0].write_text("")
+        rows[1].unlink()
+        assert len(load(folder)) == 4
+        assert all(file.stat().st_size for file in reports + rows)
+
+    def test_temporary_files_of_two_machines_differ(self, folder, monkeypatch):
+        paths = []
+        writer = meshes.ArrowWriter
+        monkeypatch.setattr(
+            meshes, "ArrowWriter", lambda **options: paths.append(options["path"]) or writer(**options)
+        )
+        preparation = meshes._Preparation(folder, 200, 400, 0)
+        (piece,) = meshes._divide(preparation, ["ball.ply"], folder.parent)
+        for _ in range(2):
+            meshes._prepare_piece(preparation, piece)
+        assert len(set(paths)) == 2
+
+    def test_processors_that_may_be_used(self, monkeypatch):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
+        assert meshes._processors() == 3
+        monkeypatch.delattr(os, "sched_getaffinity")
+        assert meshes._processors() == os.cpu_count()
+
+    def test_several_captions(self, folder):
+        (folder / "metadata.csv").write_text(
+            "file_name,caption\nball.ply,a ball\nball.ply,a globe\ncross.obj,a cross\n"
+        )
+        dataset = load(folder)
+        assert dataset[:2]["caption"][0].tolist() == ["a ball", "a globe"]
+        assert [caption_of(row, np.random.default_rng(0)) for row in dataset][1:] == ["a cross", "", ""]
+        assert {caption_of(dataset[0], np.random.default_rng(i)) for i in range(20)} == {"a ball", "a globe"}
 
     def test_nothing_readable(self, tmp_path):
         empty = tmp_path / "empty"
@@ -335,6 +399,41 @@ class TestMeshFolder:
         datasets.Dataset.from_dict({"a": [1]}).save_to_disk(str(tmp_path / "other"))
         with pytest.raises(ValueError, match="has no column surface, points, occupancies; it has a"):
             load_shape_dataset(dataset_name=str(tmp_path / "other"))
+
+
+class TestSources:
+    def test_split_beside_other_folders(self, tmp_path, caplog):
+        for name in ("Train", "test", "textures", "__MACOSX", ".git"):
+            (tmp_path / name).mkdir()
+        with caplog.at_level(logging.WARNING):
+            assert split_folder(tmp_path, "train") == tmp_path / "Train"
+        (record,) = caplog.records
+        assert record.getMessage().endswith("is its subfolder Train; left out: textures")
+        with pytest.raises(FileNotFoundError, match="no split 'validation'; it is divided into test, train"):
+            split_folder(tmp_path, "validation")
+        assert split_folder(tmp_path / "textures", "train") == tmp_path / "textures"
+
+    def test_captions_of_any_type(self, tmp_path):
+        items = [tmp_path / name for name in "abcd"]
+        file = tmp_path / "metadata.jsonl"
+        file.write_text('{"file_name": "a", "text": 7}\n{"file_name": "b", "text": ["one"]}\n{"file_name": "c"}\n')
+        assert read_captions(tmp_path, items) == ["7", "one", "", ""]
+        with file.open("a") as lines:
+            lines.write('{"file_name": "b", "text": ["one", "two"]}\n{"file_name": "d", "text": null}\n')
+        assert read_captions(tmp_path, items) == [["7"], ["one", "two"], [], []]
+
+    def test_metadata_of_the_folder_that_splits_divide(self, tmp_path):
+        (tmp_path / "train").mkdir()
+        items = [tmp_path / "train" / name for name in ("0.ply", "1.ply")]
+        (tmp_path / "metadata.csv").write_text("name\nof something else\n")
+        assert read_captions(tmp_path / "train", items) is None
+        (tmp_path / "metadata.csv").write_text("file_name,caption\ntrain/0.ply,a ball\ntest/1.ply,a box\n")
+        assert read_captions(tmp_path / "train", items) == ["a ball", ""]
+
+    def test_caption_of_rows_in_numpy_format(self):
+        rng = np.random.default_rng(0)
+        for caption, expected in ((np.array(["one"]), "one"), (np.array([], dtype=object), ""), (np.array("x"), "x")):
+            assert caption_of({"caption": caption}, rng) == expected
 
 
 @pytest.fixture
