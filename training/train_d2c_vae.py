@@ -237,7 +237,7 @@ class StageOneLosses:
                 f"--disc_weight needs pictures of at least {SMALLEST_JUDGED} pixels a side for its patches, not "
                 f"{args.resolution}: raise --resolution, or leave it at 0."
             )
-        self.last_weight = vae.readout.out.weight
+        self.last_weight = vae.readout.out.weight if args.disc_weight else None
         self._pictures: tuple[torch.Tensor, ...] = ()
 
     def autoencoder(self, vae: nn.Module, batch: Batch, step: Step) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
