@@ -168,7 +168,7 @@ class TestFolder:
         with pytest.raises(ValueError, match="none of 1 picture"):
             load_image_dataset(tmp_path)
 
-    def test_split_subfolders(self, tmp_path):
+    def test_split_subfolders(self, tmp_path, caplog):
         for split, number in (("train", 3), ("test", 2)):
             (tmp_path / split).mkdir()
             for i in range(number):
@@ -178,7 +178,8 @@ class TestFolder:
         with pytest.raises(FileNotFoundError, match=r"no split 'validation'.*test, train"):
             load_image_dataset(tmp_path, split="validation")
         (tmp_path / "dogs").mkdir()
-        assert len(load_image_dataset(tmp_path)) == 5, "with other folders beside them, train and test are classes"
+        assert len(load_image_dataset(tmp_path)) == 3, "with other folders beside it, what is held out stays held out"
+        assert "left out: dogs" in caplog.text
 
     def test_one_source(self, folder):
         for arguments in ({}, {"train_data_dir": folder, "dataset_name": "digits"}):
