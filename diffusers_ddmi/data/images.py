@@ -32,7 +32,16 @@ from PIL import Image, ImageOps
 
 from .coloured_shapes import ColouredShapesScene, scene_seeds
 from .pictures import IMAGE_SUFFIXES, check_header, decode_picture, largest_square, resize_square
-from .sources import as_stream, caption_of, keep_readable, list_files, load_named, read_captions, split_folder
+from .sources import (
+    as_stream,
+    caption_feature,
+    caption_of,
+    keep_readable,
+    list_files,
+    load_named,
+    read_captions,
+    split_folder,
+)
 
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -247,11 +256,11 @@ def _load_folder(folder: Path, caption_column: str | None, strict: bool) -> data
     return _rows(pictures, read_captions(folder, files, caption_column))
 
 
-def _rows(pictures: list[dict[str, Any]], captions: list[str] | None) -> datasets.Dataset:
+def _rows(pictures: list[dict[str, Any]], captions: list[str] | list[list[str]] | None) -> datasets.Dataset:
     columns: dict[str, Any] = {"image": pictures}
     features: dict[str, Any] = {"image": datasets.Image(decode=False)}
     if captions is not None:
-        columns["caption"], features["caption"] = captions, datasets.Value("string")
+        columns["caption"], features["caption"] = captions, caption_feature(captions)
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 

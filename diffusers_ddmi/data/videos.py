@@ -35,7 +35,16 @@ from PIL import Image, ImageSequence
 
 from .coloured_shapes import ColouredShapesScene, scene_seeds
 from .pictures import IMAGE_SUFFIXES, check_header, decode_picture, largest_square, resize_square, to_rgb
-from .sources import as_stream, caption_of, keep_readable, list_files, load_named, read_captions, split_folder
+from .sources import (
+    as_stream,
+    caption_feature,
+    caption_of,
+    keep_readable,
+    list_files,
+    load_named,
+    read_captions,
+    split_folder,
+)
 
 
 VIDEO_SUFFIXES = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
@@ -298,7 +307,7 @@ def _load_folder(folder: Path, caption_column: str | None, length: int, strict: 
     features: dict[str, Any] = {"video": datasets.Video(decode=False)}
     captions = read_captions(folder, clips, caption_column)
     if captions is not None:
-        columns["caption"], features["caption"] = captions, datasets.Value("string")
+        columns["caption"], features["caption"] = captions, caption_feature(captions)
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 

@@ -181,6 +181,16 @@ class TestFolder:
         assert len(load_image_dataset(tmp_path)) == 3, "with other folders beside it, what is held out stays held out"
         assert "left out: dogs" in caplog.text
 
+    def test_several_captions_of_a_picture(self, tmp_path):
+        for name in ("a", "b"):
+            save(gradient(4, 4), tmp_path / f"{name}.png")
+        (tmp_path / "metadata.csv").write_text("file_name,caption\na.png,one\na.png,two\nb.png,three\n")
+        rows = load_image_dataset(tmp_path)
+        assert rows["caption"][:] == [["one", "two"], ["three"]]
+        examples = ImageExamples(resolution=4)
+        assert {examples(rows[0], np.random.default_rng(seed))["caption"] for seed in range(20)} == {"one", "two"}
+        assert examples(rows[1], np.random.default_rng(0))["caption"] == "three"
+
     def test_one_source(self, folder):
         for arguments in ({}, {"train_data_dir": folder, "dataset_name": "digits"}):
             with pytest.raises(ValueError, match="either train_data_dir or dataset_name"):
