@@ -344,22 +344,27 @@ class StyledBlock(nn.Module):
         update = _affine(folded[0], hidden, embedding)
         for index in range(3):
             if index > 0:
-                update = _affine(folded[index], update, None)
+                update = _affine(folded[index], update)
             if noise is not None:
                 update = update + noise[index] * (math.sqrt(2) if index < 2 else 1.0)
             update = F.leaky_relu(update, 0.2, inplace=True)
         if len(folded) == 3:
             return torch.add(update, hidden, alpha=1 / math.sqrt(2))
-        return _affine(folded[3], hidden, embedding, update)
+        return _affine(folded[3], hidden, embedding).add_(update)
 
 
-def _affine(folded, hidden, embedding, addend=None) -> torch.Tensor:
-    """`hidden @ Wh + embedding @ We + bias (+ addend)` for a batch of styles, without concatenating the inputs."""
+def _affine(folded, hidden, embedding=None) -> torch.Tensor:
+    """`hidden @ Wh + embedding @ We + bias` for a batch of styles, without concatenating the inputs."""
     hidden_weight, embedding_weight, bias = folded
-    result = bias[:, None, :] if addend is None else addend + bias[:, None, :]
+    result = None
     for inputs, weight in ((hidden, hidden_weight), (embedding, embedding_weight)):
-        if inputs is not None:
-            result = torch.baddbmm(result, inputs, weight.transpose(1, 2))
+        if inputs is None:
+            continue
+        weight = weight.transpose(1, 2)
+        if result is None:
+            result = torch.baddbmm(bias[:, None, :], inputs, weight)
+        else:  # in place, to save a pass over memory; autocast leaves operations in place alone
+            result.baddbmm_(inputs.to(result.dtype), weight.to(result.dtype))
     return result
 
 
@@ -485,7 +490,7 @@ class StyledReadout(Readout):
             layer_noise = None if noise is None else noise[3 * index : 3 * index + 3]
             hidden = block.apply(folded[index], hidden, embedding, layer_noise)
         weight, bias = self.out(style)  # here, where offloading hooks have brought it
-        values = _affine((weight, None, bias), hidden, None)
+        values = _affine((weight, None, bias), hidden)
         return values.reshape(*batch_shape, values.shape[2])
 
 
