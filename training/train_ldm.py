@@ -312,6 +312,7 @@ def main(args: argparse.Namespace) -> bool:
     with accelerator.local_main_process_first():  # the others find prepared what takes long
         dataset = load_training_data(args, modality, "latents")
     data = data_fingerprint(accelerator, args, dataset)
+    tokenizer, text_encoder = prepare_text(args, folder, dataset)
     latents = Latents(vae, args.seed)
     if args.cache_latents:
         dataset = CachedLatents(
@@ -322,7 +323,6 @@ def main(args: argparse.Namespace) -> bool:
     )
     vae.register_to_config(**statistics)
 
-    tokenizer, text_encoder = prepare_text(args, folder, dataset)
     scheduler = build_scheduler(args, folder, with_text=tokenizer is not None)
     unet = build_denoiser(args, folder, vae, scheduler, text_encoder.config.hidden_size if text_encoder else None)
     if args.gradient_checkpointing:

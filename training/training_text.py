@@ -60,21 +60,18 @@ def build_tokenizer(captions: Iterable[str], max_length: int, vocabulary_size: i
 
 
 def captions_of(dataset: Dataset) -> Iterator[str]:
-    """The captions of a data set.
+    """The captions of a part of a `SignalDataset`, all of an item that has several; the signals are not read.
 
     Raises:
         ValueError: it has none, or is a stream, which is not read twice.
     """
     if isinstance(dataset, IterableDataset):
         raise ValueError("A tokenizer cannot be made from a stream's captions: give --text_encoder_name_or_path.")
-    found = False
-    for index in range(len(dataset)):
-        caption = dataset[index].get("caption")
-        if caption is not None:
-            found = True
-            yield caption
-    if not found:
+    rows = dataset.dataset.dataset.select(dataset.indices)
+    if "caption" not in rows.column_names:
         raise ValueError("Training with text needs captions, and these data have none (see --caption_column).")
+    for caption in rows.select_columns("caption")["caption"]:
+        yield from caption if isinstance(caption, list) else [caption or ""]
 
 
 def create_text_encoder(config: dict[str, Any], tokenizer: CLIPTokenizer) -> CLIPTextModel:

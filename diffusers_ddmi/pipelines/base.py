@@ -146,7 +146,7 @@ class DDMIPipeline(DiffusionPipeline):
     @property
     def takes_text(self) -> bool:
         """Whether the denoiser is conditioned on text."""
-        return bool(self.unet.config.get("cross_attention_dim"))
+        return self.unet is not None and bool(self.unet.config.get("cross_attention_dim"))
 
     def render(self, field: NeuralField, output_type: str, **options) -> BaseOutput:
         """Shows a batched field as `output_type`; `options` are those that `check_render_inputs` returned."""

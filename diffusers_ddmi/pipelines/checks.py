@@ -24,7 +24,7 @@ import torch
 def check_positive(**sizes: int) -> None:
     """Raises a `ValueError` for a size that is not a positive whole number."""
     for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"`{name}` must be a positive whole number, got {value!r}.")
 
 

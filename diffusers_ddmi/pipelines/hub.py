@@ -41,9 +41,9 @@ continuous functions, read out at any resolution.
 
 | | |
 |---|---|
-| VAE | `{vae}`, {vae_size:.1f} M parameters, latents {latent_shape} |
-| denoiser | `{unet}`, {unet_size:.1f} M parameters |
-| scheduler | `{scheduler}` |
+| VAE | {vae} |
+| denoiser | {unet} |
+| scheduler | {scheduler} |
 | text | {text} |
 """
 
@@ -59,6 +59,14 @@ def usage_example(pipe, model: str) -> str:
     )
 
 
+def _component(component) -> str:
+    """A component's class and size, for the card's table. Any may be missing: pipelines are also loaded in parts."""
+    if component is None:
+        return "none"
+    size = f", {component.num_parameters() / 1e6:.1f} M parameters" if hasattr(component, "num_parameters") else ""
+    return f"`{type(component).__name__}`{size}"
+
+
 def write_model_card(pipe, folder: str | os.PathLike, repo_id: str) -> None:
     """Writes `README.md` into a pipeline folder, unless there is one."""
     path = Path(folder) / "README.md"
@@ -69,13 +77,10 @@ def write_model_card(pipe, folder: str | os.PathLike, repo_id: str) -> None:
         name=repo_id.split("/")[-1],
         modality=pipe.modality,
         code=usage_example(pipe, repo_id),
-        vae=type(pipe.vae).__name__,
-        vae_size=pipe.vae.num_parameters() / 1e6,
-        latent_shape=tuple(pipe.vae.latent_shape),
-        unet=type(pipe.unet).__name__,
-        unet_size=pipe.unet.num_parameters() / 1e6,
-        scheduler=type(pipe.scheduler).__name__,
-        text=f"`{type(pipe.text_encoder).__name__}`" if pipe.text_encoder is not None else "none",
+        vae=_component(pipe.vae) + ("" if pipe.vae is None else f", latents {tuple(pipe.vae.latent_shape)}"),
+        unet=_component(pipe.unet),
+        scheduler=_component(pipe.scheduler),
+        text=_component(pipe.text_encoder),
     )
     write_text(path, str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")))
 

@@ -57,21 +57,21 @@ class DDMIShapePipeline(DDMIPipeline):
         self,
         prompt: str | list[str] | None = None,
         batch_size: int = 1,
-        resolution: int = 128,
-        level: float = 0.5,
-        simplify: float | int | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 3.0,
-        negative_prompt: str | list[str] | None = None,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
         output_type: str = "trimesh",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' signature)
+        resolution: int = 128,
+        level: float = 0.5,
+        simplify: float | int | None = None,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
     ) -> DDMIShapePipelineOutput | tuple:
         r"""
         Args:

@@ -58,24 +58,24 @@ class DDMIVideoPipeline(DDMIPipeline):
         self,
         prompt: str | list[str] | None = None,
         batch_size: int = 1,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 3.0,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' signature)
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
         time_range: tuple[float, float] | None = None,
         times: Sequence[float] | None = None,
         region: tuple[float, float, float, float] | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 3.0,
         negative_prompt: str | list[str] | None = None,
-        eta: float = 0.0,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
         prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' signature)
     ) -> DDMIVideoPipelineOutput | tuple:
         r"""
         Args:

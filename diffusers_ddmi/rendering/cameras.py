@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any, Literal
 
 import torch
@@ -346,7 +347,7 @@ def _as_float_tensor(value: Any, name: str) -> torch.Tensor:
 
 def _check_options(height: int, width: int, near: float, far: float, convention: str, bounds_along: str) -> None:
     for name, value in (("height", height), ("width", width)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"`{name}` must be a positive integer (pixels), got {value!r}.")
     if not (0 <= near < far and math.isfinite(far)):
         raise ValueError(f"`near` and `far` must be finite with 0 <= near < far, got near={near}, far={far}.")

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 
 import torch
@@ -33,7 +34,7 @@ def cell_centres(count: int, low: float = -1.0, high: float = 1.0, device: torch
     Raises:
         ValueError: there is no cell, or no interval.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+    if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
         raise ValueError(f"A grid needs a positive whole number of cells along an axis, got {count!r}.")
     if not low < high:
         raise ValueError(f"An interval needs low < high, got ({low}, {high}).")
@@ -163,7 +164,7 @@ def render_pixels(
     """
     x0, y0, x1, y1 = check_region(region, bounds)
     for name, size in (("height", height), ("width", width)):
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
             raise ValueError(f"`{name}` must be a positive whole number of pixels, got {size!r}.")
     span = bounds[1] - bounds[0]
     axes, pool, finest = [], [], 0.0

@@ -52,6 +52,19 @@ def frames_of(path: Path) -> tuple[int, tuple[int, int]]:
         return getattr(picture, "n_frames", 1), picture.size
 
 
+@pytest.mark.parametrize(
+    ("modality", "suffix", "text"),
+    [("image", ".png", False), ("shape", ".glb", True), ("video", ".gif", True), ("nerf", ".gif", False)],
+)
+def test_quickstart_writes_what_the_modality_is(folder, tmp_path, capsys, modality, suffix, text):
+    options = ["--num_samples", "2", "--steps", "2", "--output_dir", str(tmp_path / "samples")]
+    options += ["--prompt", "a red thing"] if text else []
+    load("quickstart").main([folder(modality, text=text, solid=modality == "shape"), *options])
+    written = sorted((tmp_path / "samples").iterdir())
+    assert [path.suffix for path in written] == [suffix] * 2
+    assert capsys.readouterr().out.split() == [str(path) for path in written]
+
+
 class TestImageZoom:
     def test_writes_a_row_of_pictures(self, folder, tmp_path):
         path = tmp_path / "zoom.png"

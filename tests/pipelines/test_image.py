@@ -85,6 +85,13 @@ class TestOutputs:
     def test_sizes_default_to_the_encoders(self, pipe, seeded):
         assert images(pipe, seeded).shape[1:3] == (16, 16)
 
+    def test_sizes_may_be_numpys(self, pipe, seeded):
+        assert images(pipe, seeded, height=np.int64(12), width=np.int32(20)).shape[1:3] == (12, 20)
+
+    def test_the_shared_arguments_have_one_order(self, pipe, seeded):
+        by_position = pipe(None, 2, STEPS, 3.0, 0.0, seeded(), None, "np", False)
+        np.testing.assert_array_equal(by_position[0], images(pipe, seeded, batch_size=2))
+
     def test_repetition(self, pipe, seeded):
         assert len(images(pipe, seeded, batch_size=2, num_images_per_prompt=3)) == 6
 
@@ -275,6 +282,14 @@ class TestText:
         loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "saved")
         loaded.set_progress_bar_config(disable=True)
         np.testing.assert_allclose(images(loaded, seeded, prompt="a chair"), expected, atol=1e-4)
+
+    def test_a_part_that_only_encodes_text_is_saved_and_loaded(self, pipe, tmp_path):
+        expected, _ = pipe.encode_prompt("a chair", do_classifier_free_guidance=False)
+        pipe.save_pretrained(tmp_path / "whole")
+        for name in ("whole", "part"):
+            part = diffusers.DiffusionPipeline.from_pretrained(tmp_path / name, vae=None, unet=None)
+            part.save_pretrained(tmp_path / "part")
+        torch.testing.assert_close(part.encode_prompt("a chair", do_classifier_free_guidance=False)[0], expected)
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,19 @@ class TestProcesses:
         for name, tensor in ours.items():
             torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=2e-3)
 
+    def test_launched_with_the_config_for_two_processes(self, two_ranks, tmp_path):
+        """From the command line, as the README says."""
+        options = {**STAGE_1, "train_batch_size": STAGE_1["train_batch_size"] // 2, "max_train_steps": 2}
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+        command += [TRAINING / "configs" / "accelerate" / "cpu_2_processes.yaml", TRAINING / "train_d2c_vae.py"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        done = subprocess.run(
+            [*command, *flags(output_dir=tmp_path, **options)], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        for launched, forked in zip(log_of(tmp_path), log_of(two_ranks)[:2], strict=True):
+            assert launched["loss"] == pytest.approx(forked["loss"], rel=1e-5)
+
     def test_stage_2_is_the_same_too(self, vae, ldm, tmp_path):
         options = {**STAGE_2, "pretrained_vae": vae, "max_train_steps": 6}
         ranks = train_on_two_ranks("train_ldm", tmp_path, **options)
