@@ -195,6 +195,14 @@ class TestSampling:
         assert np.isfinite(half).all()
         assert np.abs(full - half).mean() < 0.1
 
+    def test_compiled_components_change_nothing(self, pipe, seeded, tmp_path):
+        expected = images(pipe, seeded)
+        pipe.unet, pipe.vae = (torch.compile(module, backend="eager") for module in (pipe.unet, pipe.vae))
+        np.testing.assert_allclose(images(pipe, seeded), expected, atol=1e-5)
+        pipe.save_pretrained(tmp_path)
+        loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
+        np.testing.assert_allclose(images(loaded, seeded), expected, atol=1e-5)
+
 
 class TestText:
     @pytest.fixture
