@@ -31,6 +31,24 @@ PIPELINES = {
     "nerf": diffusers_ddmi.DDMINeRFPipeline,
 }
 
+# On a variance-preserving discrete schedule, as the pipelines ask for.
+FITTING_SCHEDULERS = (
+    "DDPMScheduler",
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "UniPCMultistepScheduler",
+    "LMSDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "DEISMultistepScheduler",
+    "LCMScheduler",
+)
+
 
 def build(modality: str, part: str):
     config = json.loads((CONFIGS / modality / part / "config.json").read_text())

@@ -17,27 +17,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from tiny import FITTING_SCHEDULERS
 
 from diffusers_ddmi import NeuralField
 
 
 STEPS = 3
-FITTING = (
-    "DDPMScheduler",
-    "DDIMScheduler",
-    "PNDMScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "UniPCMultistepScheduler",
-    "LMSDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "DEISMultistepScheduler",
-    "LCMScheduler",
-)
 FOREIGN = ("FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 
 
@@ -152,7 +137,7 @@ class TestSampling:
             expected = pipe.vae.decode(latents / 0.5 + 0.25).field(coords)
         torch.testing.assert_close(images(pipe, seeded, output_type="field")(coords), expected, rtol=0, atol=1e-5)
 
-    @pytest.mark.parametrize("name", FITTING)
+    @pytest.mark.parametrize("name", FITTING_SCHEDULERS)
     def test_schedulers_can_be_swapped(self, pipe, seeded, name):
         pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
         result = images(pipe, seeded, num_inference_steps=6)

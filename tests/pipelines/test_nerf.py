@@ -11,9 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import diffusers
 import numpy as np
 import pytest
 import torch
+from tiny import FITTING_SCHEDULERS
 
 from diffusers_ddmi.rendering.cameras import Cameras
 from diffusers_ddmi.rendering.volume import render_views
@@ -61,6 +63,16 @@ def test_a_field_may_paint_its_own_background(pipe):
     white, black = (views(pipe, background=background, **options) for background in (1.0, 0.0))
     np.testing.assert_allclose(white.frames, black.frames, atol=1e-6)
     np.testing.assert_allclose(white.opacity.numpy(), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FITTING_SCHEDULERS)
+def test_schedulers_can_be_swapped(pipe, name):
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+    options = {"num_inference_steps": 6, "num_views": 2, "height": 8, "width": 8, "num_samples": 16}
+    one, two = (views(pipe, generator=torch.Generator().manual_seed(seed), **options).frames for seed in (0, 1))
+    assert np.isfinite(one).all()
+    assert one.std() > 1e-3
+    assert np.abs(one - two).max() > 1e-3
 
 
 def test_coloured_meshes(pipe):

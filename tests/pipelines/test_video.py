@@ -11,10 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers.utils import export_to_gif
+from diffusers.utils import export_to_gif, export_to_video
+from tiny import FITTING_SCHEDULERS
+
+from diffusers_ddmi.data.videos import read_frames
 
 
 @pytest.fixture
@@ -50,10 +54,37 @@ def test_regions_are_crops(pipe):
     np.testing.assert_allclose(part, whole.frames[:, :, :12, 32:48], atol=1e-4)
 
 
-def test_frames_can_be_exported_by_diffusers(pipe, tmp_path):
-    frames = video(pipe, output_type="pil")
-    export_to_gif(frames[0], str(tmp_path / "video.gif"))
-    assert (tmp_path / "video.gif").stat().st_size > 0
+def test_frames_can_be_exported_by_diffusers_as_an_animation(pipe, tmp_path):
+    """`export_to_gif` takes Pillow images alone."""
+    (frames,) = video(pipe, num_frames=5, output_type="pil")
+    export_to_gif(frames, str(tmp_path / "video.gif"))
+    written = read_frames(tmp_path / "video.gif", range)
+    # A palette of 256 colours holds nearly all of so small a picture's.
+    np.testing.assert_allclose(np.stack(written).astype(int), np.stack(frames), atol=4)
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np"])
+def test_frames_can_be_exported_by_diffusers_as_a_video(pipe, tmp_path, output_type):
+    pytest.importorskip("imageio_ffmpeg")
+    pytest.importorskip("imageio")
+    with torch.no_grad():
+        pipe.vae.readout.out.weight.mul_(10.0)  # contrast beyond what the codec loses
+    options = {"num_frames": 5, "height": 32, "width": 48, "num_inference_steps": 2}
+    frames = pipe(generator=torch.Generator().manual_seed(0), output_type=output_type, **options).frames[0]
+    export_to_video(frames, str(tmp_path / "video.mp4"))
+    written = np.stack(read_frames(tmp_path / "video.mp4", range)) / 255
+    expected = np.stack(frames) / (255 if output_type == "pil" else 1)
+    assert written.shape == expected.shape == (5, 32, 48, 3)
+    assert np.abs(written - expected).mean() < 0.5 * np.abs(expected - expected.mean((0, 1, 2))).mean()
+
+
+@pytest.mark.parametrize("name", FITTING_SCHEDULERS)
+def test_schedulers_can_be_swapped(pipe, name):
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+    one, two = (video(pipe, num_inference_steps=6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert np.isfinite(one).all()
+    assert one.std() > 1e-3
+    assert np.abs(one - two).max() > 1e-3
 
 
 def test_text_conditions_videos(make_pipeline):
