@@ -63,7 +63,9 @@ class SceneFile:
         height, width: of the pictures, in pixels.
         focal: `(V, 2)` in pixels, or None where the file does not tell.
         principal_point: `(V, 2)` in pixels from the upper left corner.
-        read_pictures: decodes the pictures; raises ValueError, naming the file, if one is damaged.
+        read_pictures: decodes the pictures of the views with these numbers, of all for None; raises ValueError, naming
+            the file, if one is damaged.
+        separate: whether each picture is decoded for itself; else reading one costs as much as reading all.
     """
 
     path: Path
@@ -73,7 +75,8 @@ class SceneFile:
     width: int
     focal: np.ndarray | None
     principal_point: np.ndarray
-    read_pictures: Callable[[], Pictures]
+    read_pictures: Callable[[np.ndarray | None], Pictures]
+    separate: bool
 
     def fitted(self, longest_side: float) -> SceneFile:
         """The scene moved and scaled: the box around its points centred at the origin, with that longest side."""
@@ -121,7 +124,8 @@ def _open_npz(path: Path) -> SceneFile:
         width=width,
         focal=None if focal is None else _checked_focal(focal, views),
         principal_point=np.tile(np.float32([0.5 * width, 0.5 * height]), (views, 1)),
-        read_pictures=lambda: _read_npz_pictures(path),
+        read_pictures=lambda views: _read_npz_pictures(path, views),
+        separate=False,
     )
 
 
@@ -133,7 +137,7 @@ def _array_shape(archive: Any, key: str) -> tuple[int, ...]:
         return read_header(file)[0]
 
 
-def _read_npz_pictures(path: Path) -> Pictures:
+def _read_npz_pictures(path: Path, views: np.ndarray | None) -> Pictures:
     try:
         with np.load(path, allow_pickle=False) as archive:
             images = archive["images"]
@@ -143,6 +147,7 @@ def _read_npz_pictures(path: Path) -> Pictures:
         if not np.issubdtype(images.dtype, np.floating) or not (images.min() >= 0 and images.max() <= 1):
             raise ValueError(f"unusable scene {path}: images must be uint8 or floats in [0, 1], got {images.dtype}")
         images = np.rint(255 * images).astype(np.uint8)
+    images = images if views is None else images[views]
     if images.shape[-1] == 3:
         return images, None
     opacity = images[..., 3]
@@ -185,7 +190,8 @@ def _open_transforms(path: Path) -> SceneFile:
         width=width,
         focal=_checked_focal(intrinsics[:, :2], len(files)),
         principal_point=intrinsics[:, 2:],
-        read_pictures=lambda: decode_pictures(files),
+        read_pictures=lambda views: decode_pictures(files if views is None else [files[view] for view in views]),
+        separate=True,
     )
 
 

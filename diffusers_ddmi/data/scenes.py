@@ -15,17 +15,18 @@
 Scenes: coloured surface points (what the encoder eats) and rays with their colours (what the field is trained on).
 
 Rows name a scene, by file or by seed, or hold it; decoding happens in [`SceneExamples`], so that a damaged file costs one
-example and never a run. [`read_scene`] gives a row's pictures and cameras whole, for evaluation.
+example and never a run, and goes no further than the views that an example is made of. [`open_row`] and [`read_scene`]
+give a row's pictures and cameras, for evaluation.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,21 @@ import numpy as np
 import torch
 
 from ..rendering.cameras import Cameras, focal_from_fov
+from .field_of_view import estimate_fov_y
 from .procedural_scenes import ProceduralScene, random_cameras
-from .scene_files import POINT_CLOUD_NAMES, SceneFile, check_points, decode_pictures, open_scene
+from .scene_files import POINT_CLOUD_NAMES, Pictures, SceneFile, check_points, decode_pictures, open_scene
 from .sources import as_stream, caption_of, keep_readable, list_files, open_named, read_captions, split_folder
 
 
 logger = logging.getLogger(__name__)
 
-# Scenes that the field of view is estimated from, and the part of a picture that an object must span to count.
+# Scenes that the field of view is estimated from.
 _SCENES_FOR_FOV = 16
-_LEAST_SPAN = 0.25
 # Blank margin around the points, in their radius, between `near` and `far`.
 _MARGIN = 0.05
 _COLUMNS = ("images", "poses", "points", "near", "far")
+# Views that the rays of one example come from, where each picture has to be decoded for itself.
+_DECODED_VIEWS = 8
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,43 @@ class Scene:
     opacity: np.ndarray | None
 
 
+@dataclass(frozen=True)
+class OpenScene:
+    """
+    A scene whose pictures are decoded when they are asked for.
+
+    Attributes:
+        points, cameras: as in [`Scene`].
+        read_pictures: number of views -> their pictures and opacity, see `scene_files.SceneFile`.
+        separate: whether each picture is decoded for itself.
+    """
+
+    points: np.ndarray
+    cameras: Cameras
+    read_pictures: Callable[[np.ndarray | None], Pictures]
+    separate: bool
+
+    def read(self, views: np.ndarray | None = None) -> Scene:
+        """
+        The scene with the pictures of the views with these numbers alone, in their order; by default with all.
+
+        Raises:
+            ValueError: a picture is damaged, or of another size than the others; the message names the file.
+        """
+        images, opacity = self.read_pictures(views)
+        size, expected = images.shape[1:3], (self.cameras.height, self.cameras.width)
+        if size != expected:
+            raise ValueError(f"the pictures of a scene differ in size (height, width): {size} and {expected}")
+        cameras = self.cameras if views is None else self.cameras[torch.from_numpy(views)]
+        return Scene(self.points, cameras, images, opacity)
+
+
 class SceneExamples:
     """
     Rows of [`load_scene_dataset`] -> training examples: a point cloud, and rays drawn evenly from all pixels of all views.
+
+    Where each picture has to be decoded for itself, the rays of one example are those of 8 views, drawn anew for every
+    example.
 
     The example is
 
@@ -99,7 +136,7 @@ class SceneExamples:
         self.views = slice(None) if views is None else views
 
     def __call__(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        scene = None if self.num_rays == 0 else read_scene(row)
+        scene = None if self.num_rays == 0 else open_row(row)
         points = read_points(row) if scene is None else scene.points
         chosen = rng.permutation(len(points))[: self.num_points]
         if len(chosen) < self.num_points:
@@ -111,7 +148,7 @@ class SceneExamples:
             example["caption"] = caption_of(row, rng)
         return example
 
-    def _rays(self, scene: Scene, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def _rays(self, scene: OpenScene, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         cameras = scene.cameras
         views = np.arange(len(cameras))[self.views]
         if len(views) == 0:
@@ -120,36 +157,50 @@ class SceneExamples:
             row, column = np.indices((cameras.height, cameras.width)).reshape(2, -1)
             view = np.full_like(row, rng.choice(views))
         else:
+            if scene.separate and len(views) > _DECODED_VIEWS:
+                views = rng.choice(views, _DECODED_VIEWS, replace=False)
             row, column = (rng.integers(0, size, self.num_rays) for size in (cameras.height, cameras.width))
             view = rng.choice(views, self.num_rays)
         pixels = torch.from_numpy(np.stack([column, row], axis=1)) + cameras.pixel_offset
         origins, directions = cameras.rays_through(torch.from_numpy(view), pixels)
+        decoded, place = np.unique(view, return_inverse=True)
+        shown = scene.read(decoded)
         rays = {
             "origins": origins,
             "directions": directions,
-            "targets": torch.from_numpy(scene.images[view, row, column].astype(np.float32) / 255.0),
+            "targets": torch.from_numpy(shown.images[place, row, column].astype(np.float32) / 255.0),
             "near": torch.tensor(cameras.near),
             "far": torch.tensor(cameras.far),
         }
         opacity = np.full((len(view), 1), np.nan, dtype=np.float32)
-        if scene.opacity is not None:
-            opacity[:, 0] = scene.opacity[view, row, column] / 255.0
+        if shown.opacity is not None:
+            opacity[:, 0] = shown.opacity[place, row, column] / 255.0
         return {**rays, "opacity": torch.from_numpy(opacity)}
 
 
 def read_scene(row: dict[str, Any]) -> Scene:
     """
-    Points, cameras and decoded pictures of a row of [`load_scene_dataset`].
+    Points, cameras and all decoded pictures of a row of [`load_scene_dataset`].
+
+    Raises:
+        ValueError: the scene cannot be read or is inconsistent; the message names it.
+    """
+    return open_row(row).read()
+
+
+def open_row(row: dict[str, Any]) -> OpenScene:
+    """
+    Points and cameras of a row of [`load_scene_dataset`], and what decodes its pictures.
 
     Raises:
         ValueError: the scene cannot be read or is inconsistent; the message names it.
     """
     if "seed" in row:
-        return _draw_scene(tuple(row["seed"]), row["num_views"], row["size"])
+        scene = _draw_scene(tuple(row["seed"]), row["num_views"], row["size"])
+        return OpenScene(scene.points, scene.cameras, partial(_drawn_pictures, scene), separate=False)
     if "path" not in row:
-        return _scene_in_row(row)
+        return _open_row_of_pictures(row)
     file = _open_fitted(row)
-    images, opacity = file.read_pictures()
     focal = file.focal if file.focal is not None else focal_from_fov(row["fov_y"], file.height)
     cameras = Cameras(
         torch.from_numpy(file.poses),
@@ -160,7 +211,7 @@ def read_scene(row: dict[str, Any]) -> Scene:
         row["far"],
         principal_point=torch.from_numpy(file.principal_point),
     )
-    return Scene(file.points, cameras, images, opacity)
+    return OpenScene(file.points, cameras, file.read_pictures, file.separate)
 
 
 def read_points(row: dict[str, Any]) -> np.ndarray:
@@ -273,48 +324,6 @@ def load_procedural_scenes(
     )
 
 
-def estimate_fov_y(scenes: Sequence[SceneFile]) -> float:
-    """
-    Vertical field of view in radians, from how far the points and the pictures of the same objects reach.
-
-    In every picture on white or transparent ground whose object does not touch the border, the object's height and width
-    in pixels are divided by those of its projected points at unit focal length; the median is the focal length.
-
-    Raises:
-        ValueError: no picture can be used.
-    """
-    ratios = []
-    for scene in scenes:
-        try:
-            images, opacity = scene.read_pictures()
-        except ValueError as error:
-            logger.warning("not used for the field of view: %s", error)
-            continue
-        seen = (images < 250).any(-1) if opacity is None else opacity > 5
-        points = scene.points[:, :3] - scene.poses[:, None, :3, 3]
-        x, y, z = np.moveaxis(points @ scene.poses[:, :3, :3], -1, 0)  # (V, points) each, camera axes
-        for mask, view_x, view_y, depth in zip(seen, x, y, -z):
-            if mask.any() and (depth > 0).all():
-                ratios += _extent_ratios(mask, view_x / depth, view_y / depth)
-    if not ratios:
-        raise ValueError(
-            "the field of view is unknown and cannot be estimated from these pictures; give fov_y (radians)"
-        )
-    return 2 * math.atan(0.5 / float(np.median(ratios)))
-
-
-def _extent_ratios(mask: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[float]:
-    """Focal lengths, in picture heights, by which the extents of the points become those of the mask."""
-    ratios = []
-    for axis, positions in ((1, x), (0, y)):
-        where = np.flatnonzero(mask.any(axis=1 - axis))
-        # An antialiased outline also marks, half a pixel on average, the pixels that it only touches.
-        extent = where[-1] - where[0]
-        if where[0] > 0 and where[-1] < mask.shape[axis] - 1 and extent >= _LEAST_SPAN * mask.shape[axis]:
-            ratios.append(extent / np.ptp(positions) / mask.shape[0])
-    return ratios
-
-
 def _load_folder(
     folder: Path,
     split: str,
@@ -404,6 +413,9 @@ def _load_named(
     name: str, caption_column: str | None, split: str, streaming: bool, config: str | None, cache_dir: str | None
 ) -> datasets.Dataset | datasets.IterableDataset:
     dataset = open_named(name, split=split, streaming=streaming, config=config, cache_dir=cache_dir)
+    pictures = (dataset.features or {}).get("images")
+    if isinstance(getattr(pictures, "feature", None), datasets.Image):  # each is decoded when it is needed
+        dataset = dataset.cast_column("images", datasets.List(datasets.Image(decode=False)))
     present = dataset.column_names or list(next(iter(dataset.take(1)), {}))
     missing = [column for column in _COLUMNS if column not in present]
     if not {"focal", "fov_y"} & set(present):
@@ -422,19 +434,29 @@ def _open_fitted(row: dict[str, Any]) -> SceneFile:
     return file if row["longest_side"] is None else file.fitted(row["longest_side"])
 
 
-def _scene_in_row(row: dict[str, Any]) -> Scene:
-    images, opacity = decode_pictures(row["images"])
-    height, width = images.shape[1:3]
+def _open_row_of_pictures(row: dict[str, Any]) -> OpenScene:
+    pictures = row["images"]
     poses = torch.as_tensor(np.asarray(row["poses"], dtype=np.float32))
-    if len(poses) != len(images):
-        raise ValueError(f"{len(images)} images but {len(poses)} poses")
+    if len(poses) != len(pictures) or len(pictures) == 0:
+        raise ValueError(
+            f"{len(pictures)} images but {len(poses)} poses; expected one pose for each, and at least one"
+        )
+    height, width = decode_pictures(pictures[:1])[0].shape[1:3]
     focal = row.get("focal")
     focal = focal_from_fov(row["fov_y"], height) if focal is None else torch.as_tensor(np.float32(focal))
     cameras = Cameras(poses, focal, height, width, row["near"], row["far"])
-    return Scene(check_points(row["points"]), cameras, images, opacity)
+
+    def read_pictures(views: np.ndarray | None) -> Pictures:
+        return decode_pictures(pictures if views is None else [pictures[view] for view in views])
+
+    return OpenScene(check_points(row["points"]), cameras, read_pictures, separate=True)
 
 
-@functools.lru_cache(maxsize=256)
+def _drawn_pictures(scene: Scene, views: np.ndarray | None) -> Pictures:
+    return (scene.images, scene.opacity) if views is None else (scene.images[views], scene.opacity[views])
+
+
+@lru_cache(maxsize=256)
 def _draw_scene(seed: tuple[int, ...], num_views: int, size: int) -> Scene:
     """A procedural scene; kept, since drawing takes as long as a training step of a small model."""
     cameras = random_cameras(num_views, size, np.random.default_rng((*seed, 1)))
@@ -442,6 +464,6 @@ def _draw_scene(seed: tuple[int, ...], num_views: int, size: int) -> Scene:
     return Scene(_draw_points(seed), cameras, images, opacity)
 
 
-@functools.lru_cache(maxsize=256)
+@lru_cache(maxsize=256)
 def _draw_points(seed: tuple[int, ...]) -> np.ndarray:
     return ProceduralScene.from_seed(seed).sample_points(4096, np.random.default_rng((*seed, 2)))

@@ -22,6 +22,7 @@ import torch
 import trimesh
 from PIL import Image
 
+from diffusers_ddmi.data import scene_files
 from diffusers_ddmi.data.base import SignalDataset, collate
 from diffusers_ddmi.data.procedural_scenes import (
     SCENE_KINDS,
@@ -61,9 +62,11 @@ def write_npz(path, seed: int = 0, size: int = SIZE, num_points: int = 500, **ch
     return path
 
 
-def write_transforms(folder, name: str = "transforms.json", points: bool = True, suffix: str = ".png", **changes):
+def write_transforms(
+    folder, name: str = "transforms.json", points: bool = True, suffix: str = ".png", num_views: int = 4, **changes
+):
     """A Blender scene: RGBA pictures, `camera_angle_x`, and points as ply."""
-    scene, cameras, images, opacity = drawn()
+    scene, cameras, images, opacity = drawn(num_views=num_views)
     (folder / "train").mkdir(parents=True, exist_ok=True)
     frames = []
     for view, pose in enumerate(cameras.camera_to_world.tolist()):
@@ -232,6 +235,37 @@ def test_without_rays_no_picture_is_decoded(tmp_path):
     assert set(SceneExamples(10, 0)(row, np.random.default_rng(0))) == {"inputs"}
     with pytest.raises(ValueError, match=r"uint8 or floats in \[0, 1\]"):
         SceneExamples(10, 5)(row, np.random.default_rng(0))
+
+
+def test_of_separate_pictures_few_are_decoded_for_an_example(tmp_path, monkeypatch):
+    write_transforms(tmp_path, num_views=20)
+    row = load_scene_dataset(tmp_path)[0]
+    whole = read_scene(row)
+    origins, directions = (rays.flatten(0, 2) for rays in whole.cameras.rays())
+    opened = []
+
+    def counted(picture):
+        opened.append(picture)
+        return decode(picture)
+
+    decode = scene_files._decode
+    monkeypatch.setattr(scene_files, "_decode", counted)
+    seen = set()
+    for seed in range(8):
+        opened.clear()
+        example = SceneExamples(10, 100)(row, np.random.default_rng(seed))
+        assert len(opened) == len(set(opened)) <= 8
+        seen |= set(opened)
+        distance = (example["origins"][:, None] - origins).norm(dim=-1)
+        distance += (example["directions"][:, None] - directions).norm(dim=-1)
+        ray = distance.argmin(1)
+        assert distance.amin(1).max() < 1e-4
+        np.testing.assert_array_equal(example["targets"] * 255, whole.images.reshape(-1, 3)[ray])
+        np.testing.assert_array_equal(example["opacity"] * 255, whole.opacity.reshape(-1, 1)[ray])
+    assert len(seen) == 20
+    opened.clear()
+    assert SceneExamples(10, None)(row, np.random.default_rng(0))["targets"].shape == (SIZE**2, 3)
+    assert len(opened) == 1
 
 
 @pytest.mark.parametrize("arguments", [{"num_points": 0}, {"num_rays": -1}])
@@ -534,6 +568,10 @@ def test_a_saved_data_set_of_pictures_and_poses(tmp_path):
     }
     datasets.Dataset.from_list([row], features=datasets.Features(features)).save_to_disk(tmp_path / "set")
     dataset = load_scene_dataset(dataset_name=str(tmp_path / "set"), caption_column="text")
+    assert set(dataset[0]["images"][0]) == {"bytes", "path"}  # not decoded yet
+    (streamed,) = load_scene_dataset(dataset_name=str(tmp_path / "set"), caption_column="text", streaming=True)
+    assert set(streamed["images"][0]) == {"bytes", "path"}
+    np.testing.assert_array_equal(read_scene(streamed).images, images)
     read = read_scene(dataset[0])
     np.testing.assert_array_equal(read.images, images)
     torch.testing.assert_close(read.cameras.camera_to_world, cameras.camera_to_world)
