@@ -28,6 +28,11 @@ from torch.utils.data import Dataset
 from diffusers_ddmi import DDMIPipeline, NeuralField
 from diffusers_ddmi.data import collate
 from diffusers_ddmi.metrics.features import ClipScorer, FeatureExtractor
+from diffusers_ddmi.metrics.images import fid, kid, precision_recall, psnr, ssim
+
+
+# What a measure returns: called by the main process alone, once all stages are done.
+Figures = Callable[[], list[Figure]]
 
 
 @dataclass
@@ -110,3 +115,38 @@ def mean_figure(metric: str, values: torch.Tensor, better: str, **further: Any) 
     deviation = float(values.std()) if len(values) > 1 else None
     note = further.pop("note", "mean ± standard deviation over items")
     return Figure(metric, float(values.mean()), len(values), deviation=deviation, better=better, note=note, **further)
+
+
+def set_figures(
+    e: Evaluation, generated: torch.Tensor, real: torch.Tensor, what: str = "", **further: Any
+) -> list[Figure]:
+    """FID, KID, precision and recall of two sets of features."""
+    counts = {"samples": len(generated), "references": len(real), **further}
+    kernel, deviation = kid(real, generated, seed=e.args.seed)
+    spread = {"note": "all samples"} if deviation is None else {"deviation": deviation, "note": "± over 100 subsets"}
+    figures = [
+        Figure(f"FID{what}", fid(real, generated), better="lower", **counts),
+        Figure(f"KID{what}", kernel, better="lower", **spread, **counts),
+    ]
+    if min(len(generated), len(real)) > 3:
+        precision, recall = precision_recall(real, generated)
+        figures += [
+            Figure(f"precision{what}", precision, better="higher", note="3 neighbours", **counts),
+            Figure(f"recall{what}", recall, better="higher", note="3 neighbours", **counts),
+        ]
+    return figures
+
+
+def picture_scores(what: str, prediction: torch.Tensor, target: torch.Tensor, data_range: float) -> Tensors:
+    """PSNR and, of pictures that are not too small, SSIM of pictures `(batch, 3, height, width)`: `(batch,)` each."""
+    scores = {f"PSNR (dB), {what}": psnr(prediction, target, data_range)}
+    if min(prediction.shape[-2:]) >= 11:  # SSIM's window
+        scores[f"SSIM, {what}"] = ssim(prediction, target, data_range)
+    return scores
+
+
+def score_figures(stage: Stage, resolution: int | None = None) -> list[Figure]:
+    """The means of all that [`picture_scores`] gave."""
+    return [
+        mean_figure(name, values, "higher", resolution=resolution) for name, values in sorted(stage.tensors.items())
+    ]

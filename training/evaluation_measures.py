@@ -26,16 +26,14 @@ from typing import Any
 import numpy as np
 import torch
 import trimesh
-from evaluation_context import Evaluation, items, mean_figure
+from evaluation_context import Evaluation, Figures, items, mean_figure, picture_scores, score_figures, set_figures
 from evaluation_report import Figure
+from evaluation_scenes import read_views, scene_reconstructions, scene_sets
 from evaluation_stages import Stage, Tensors
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from diffusers_ddmi import NeuralField
-from diffusers_ddmi.data import SignalDataset
-from diffusers_ddmi.data.scenes import read_scene
-from diffusers_ddmi.metrics.images import fid, kid, precision_recall, psnr, ssim
 from diffusers_ddmi.metrics.shapes import (
     coverage,
     f_score,
@@ -46,7 +44,7 @@ from diffusers_ddmi.metrics.shapes import (
     total_mutual_difference,
     volumetric_iou,
 )
-from diffusers_ddmi.metrics.videos import betweenness, frame_psnr, fvd, temporal_consistency
+from diffusers_ddmi.metrics.videos import betweenness, frame_consistency, frame_psnr, fvd, temporal_consistency
 from diffusers_ddmi.rendering.cameras import Cameras
 from diffusers_ddmi.rendering.raster import render_mesh
 from diffusers_ddmi.rendering.surface import extract_meshes
@@ -55,26 +53,6 @@ from diffusers_ddmi.rendering.surface import extract_meshes
 CLIP_SIZE = 224
 # Of the F-score: enough points for the distance, so that a perfect reconstruction scores about 1.
 F_SCORE_POINTS, F_SCORE_DISTANCE = 4096, 0.02
-
-Figures = Callable[[], list[Figure]]
-
-
-def set_figures(e: Evaluation, generated: torch.Tensor, real: torch.Tensor, what: str = "", **further: Any) -> list:
-    """FID, KID, precision and recall of two sets of features."""
-    counts = {"samples": len(generated), "references": len(real), **further}
-    kernel, deviation = kid(real, generated, seed=e.args.seed)
-    spread = {"note": "all samples"} if deviation is None else {"deviation": deviation, "note": "± over 100 subsets"}
-    figures = [
-        Figure(f"FID{what}", fid(real, generated), better="lower", **counts),
-        Figure(f"KID{what}", kernel, better="lower", **spread, **counts),
-    ]
-    if min(len(generated), len(real)) > 3:
-        precision, recall = precision_recall(real, generated)
-        figures += [
-            Figure(f"precision{what}", precision, better="higher", note="3 neighbours", **counts),
-            Figure(f"recall{what}", recall, better="higher", note="3 neighbours", **counts),
-        ]
-    return figures
 
 
 # --------------------------------------------------------------------------------------------- images
@@ -114,30 +92,17 @@ def image_reconstructions(e: Evaluation) -> Figures:
     def compute(numbers: range, size: int) -> Tensors:
         inputs, targets = (e.examples(data[side], numbers)["inputs"] for side in (e.size, size))
         pixels = _pictures(e, e.reconstruct(inputs), size)
-        scores = _picture_scores("reconstruction", pixels, targets, 2.0)
+        scores = picture_scores("reconstruction", pixels, targets, 2.0)
         if size > e.size:
             enlarged = F.interpolate(inputs, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
-            scores |= _picture_scores("bicubic enlargement of the input", enlarged, targets, 2.0)
+            scores |= picture_scores("bicubic enlargement of the input", enlarged, targets, 2.0)
         return scores
 
     stages = {
         size: e.stages.run(f"reconstructions-{size}", e.num_reconstructions, partial(compute, size=size))
         for size in data
     }
-    return lambda: [figure for size, stage in stages.items() for figure in _score_figures(stage, size)]
-
-
-def _picture_scores(what: str, prediction: torch.Tensor, target: torch.Tensor, data_range: float) -> Tensors:
-    scores = {f"PSNR (dB), {what}": psnr(prediction, target, data_range)}
-    if min(prediction.shape[-2:]) >= 11:  # SSIM's window
-        scores[f"SSIM, {what}"] = ssim(prediction, target, data_range)
-    return scores
-
-
-def _score_figures(stage: Stage, resolution: int | None = None) -> list[Figure]:
-    return [
-        mean_figure(name, values, "higher", resolution=resolution) for name, values in sorted(stage.tensors.items())
-    ]
+    return lambda: [figure for size, stage in stages.items() for figure in score_figures(stage, size)]
 
 
 def image_perceptual(e: Evaluation) -> Figures:
@@ -303,12 +268,29 @@ def clip_reconstructions(e: Evaluation) -> Figures:
         return {"PSNR (dB), frames of reconstructions": scores.mean(1)}
 
     stage = e.stages.run("reconstructions", e.num_reconstructions, compute)
-    return lambda: _score_figures(stage, e.size)
+    return lambda: score_figures(stage, e.size)
 
 
 def clip_smoothness(e: Evaluation) -> Figures:
     """Temporal consistency of samples, and of the data beside it."""
-    if e.pipe.vae.config.num_frames < 3:
+    return _of_samples_and_data(e, "temporal consistency", "consistency", temporal_consistency, least_frames=3)
+
+
+def clip_agreement(e: Evaluation) -> Figures:
+    """How much alike CLIP finds neighbouring frames, of samples and of the data."""
+
+    def consistency(clips: torch.Tensor) -> torch.Tensor:
+        features = e.clip.embed(clips.transpose(1, 2).flatten(0, 1))  # (batch * frames, channels)
+        return frame_consistency(features.unflatten(0, (len(clips), -1)))
+
+    return _of_samples_and_data(e, "frame consistency", "frame-consistency", consistency, least_frames=2)
+
+
+def _of_samples_and_data(
+    e: Evaluation, name: str, stage_name: str, measure: Callable[[torch.Tensor], torch.Tensor], least_frames: int
+) -> Figures:
+    """A value of each clip (clips -> `(batch,)`) that has so many frames."""
+    if e.pipe.vae.config.num_frames < least_frames:
         return lambda: []
     data = _clip_data(e)
     kinds = {
@@ -317,13 +299,12 @@ def clip_smoothness(e: Evaluation) -> Figures:
     }
     stages = {
         kind: e.stages.run(
-            f"consistency-{kind}", count, lambda numbers, clips=clips: {"value": temporal_consistency(clips(numbers))}
+            f"{stage_name}-{kind}", count, lambda numbers, clips=clips: {"value": measure(clips(numbers))}
         )
         for kind, (count, clips) in kinds.items()
     }
     return lambda: [
-        mean_figure(f"temporal consistency, {kind}", stage.tensors["value"], "", resolution=e.size)
-        for kind, stage in stages.items()
+        mean_figure(f"{name}, {kind}", stage.tensors["value"], "", resolution=e.size) for kind, stage in stages.items()
     ]
 
 
@@ -365,69 +346,6 @@ def _doubling_figures(kind: str, stage: Stage, size: int) -> list[Figure]:
     return [share, mean_figure(f"frame doubling, betweenness of inserted frames, {kind}", ratios, "", **further)]
 
 
-# --------------------------------------------------------------------------------------------- scenes
-
-
-class HeldOutViews:
-    """Rows of scenes -> the encoder's points, and some views: "cameras", and "views" (views, 3, height, width) in [0, 1]."""
-
-    def __init__(self, points: Callable[..., dict[str, Any]], num_views: int):
-        self.points, self.num_views = points, num_views
-
-    def __call__(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        example = self.points(row, rng)
-        scene = read_scene(row)
-        chosen = torch.from_numpy(rng.permutation(len(scene.cameras))[: self.num_views])
-        pictures = torch.from_numpy(scene.images[chosen.numpy()]).float() / 255
-        return {**example, "cameras": scene.cameras[chosen], "views": pictures.movedim(-1, 1)}
-
-
-def _scene_data(e: Evaluation) -> Dataset:
-    data = e.load(purpose="latents", num_points=e.args.num_points)
-    return SignalDataset(data.dataset, HeldOutViews(data.transform, e.args.num_views), data.seed, data.strict)
-
-
-def _views(e: Evaluation, fields: NeuralField, cameras: Cameras) -> torch.Tensor:
-    """Views `(batch, views, 3, height, width)` in [0, 1]."""
-    options = {"num_views": None, "height": None, "width": None, "background": 1.0, "resolution": 128, "level": 0.5}
-    return e.render(fields, cameras=cameras, num_samples=e.args.num_ray_samples, **options)
-
-
-def scene_reconstructions(e: Evaluation) -> Figures:
-    """Views of scenes that were encoded from their points, against the scenes' pictures."""
-    data, what = _scene_data(e), f"{e.args.num_views} views of reconstructions"
-
-    def compute(numbers: range) -> Tensors:
-        scores = []
-        for number in numbers:
-            example = data[e.order[number]]
-            views = _views(e, e.reconstruct(example["inputs"][None]), example["cameras"])[0].cpu()
-            of_views = _picture_scores(what, views, example["views"], 1.0)
-            scores.append({name: values.mean() for name, values in of_views.items()})
-        return {name: torch.stack([score[name] for score in scores]) for name in scores[0]}
-
-    stage = e.stages.run("reconstructions", e.num_reconstructions, compute)
-    return lambda: _score_figures(stage)
-
-
-def scene_sets(e: Evaluation) -> Figures:
-    """Views of samples from the cameras of the data, against the data's views."""
-    data = _scene_data(e)
-
-    def real(numbers: range) -> torch.Tensor:
-        return torch.cat([data[e.order[number]]["views"] for number in numbers]).to(e.device) * 2 - 1
-
-    def generated(numbers: range) -> torch.Tensor:
-        fields = e.fields(numbers)
-        cameras = [data[e.order[number % e.num_references]]["cameras"] for number in numbers]
-        views = [_views(e, fields[place], views)[0] for place, views in enumerate(cameras)]
-        return torch.cat(views) * 2 - 1
-
-    theirs = e.features("reference-features", e.num_references, real)
-    ours = e.features(f"features-{e.num_references}", e.num_samples, generated)
-    return lambda: set_figures(e, items(ours), items(theirs), ", views")
-
-
 # --------------------------------------------------------------------------------------------- text
 
 
@@ -456,7 +374,7 @@ def _show_frames(e: Evaluation, fields: NeuralField) -> torch.Tensor:
 def _show_views(e: Evaluation, fields: NeuralField) -> torch.Tensor:
     low, high = fields.bounds
     cameras = Cameras.orbit(1, radius=2 * (high - low), height=CLIP_SIZE, width=CLIP_SIZE)
-    return _views(e, fields, cameras)[:, 0] * 2 - 1
+    return read_views(e, fields, cameras)[:, 0] * 2 - 1
 
 
 SHOWN_TO_CLIP: dict[str, Callable[[Evaluation, NeuralField], torch.Tensor]] = {
@@ -499,6 +417,7 @@ MEASURES: dict[str, list[Measure]] = {
         Measure(("fvd",), clip_sets, ("extractor",)),
         Measure(("psnr",), clip_reconstructions),
         Measure(("temporal-consistency",), clip_smoothness),
+        Measure(("frame-consistency",), clip_agreement, ("clip",)),
         Measure(("frame-doubling",), clip_doubling),
         _TEXT,
     ],

@@ -284,8 +284,11 @@ class ClipFeatures(nn.Module):
         self.register_buffer("mean", torch.tensor(OPENAI_CLIP_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(OPENAI_CLIP_STD)[:, None, None], persistent=False)
 
-    @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.embed(images)
+
+    @torch.no_grad()
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings `(batch, channels)` of `images` (batch, 3, height, width) in [-1, 1]."""
         pooled = self.model.vision_model(pixel_values=self._pixels(images)).pooler_output
         return self.model.visual_projection(pooled)

@@ -27,12 +27,14 @@ from evaluation_stages import Stages, check_settings
 from PIL import Image
 from running import run, start, start_ranks, wait_for
 from safetensors.torch import load_file
+from tiny import tiny_tokenizer
 from toy_networks import Means
 
 import diffusers_ddmi
 from diffusers_ddmi import DDMIImagePipeline
 from diffusers_ddmi.checkpointing import CheckpointError
 from diffusers_ddmi.data import load_signals
+from diffusers_ddmi.data.scenes import load_procedural_scenes, read_scene
 from diffusers_ddmi.metrics.images import psnr
 from diffusers_ddmi.training_utils import sample_generators
 
@@ -74,6 +76,17 @@ def make_pipeline(modality: str, folder: Path, captions: list[str] | None = None
     unet = build_denoiser(SimpleNamespace(config_overrides=None), preset, vae, scheduler, width)
     getattr(diffusers_ddmi, PIPELINES[modality])(vae, unet, scheduler, **text).save_pretrained(folder)
     return folder
+
+
+def write_clip(folder: Path, tokenizer) -> None:
+    """An untrained CLIP model."""
+    from transformers import CLIPConfig, CLIPModel
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text = {**sizes, "vocab_size": len(tokenizer), "max_position_embeddings": 32}
+    config = CLIPConfig(text_config=text, vision_config={**sizes, "image_size": 16, "patch_size": 8})
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -322,16 +335,10 @@ class TestRefusals:
 
 class TestOtherModalities:
     def test_shapes_with_text(self, tmp_path):
-        from transformers import CLIPConfig, CLIPModel
-
         captions = ["a round table with four legs", "a chair"]
         pipeline = make_pipeline("shape", tmp_path / "pipeline", captions)
         pipe = diffusers_ddmi.DDMIShapePipeline.from_pretrained(pipeline)
-        sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-        text = {**sizes, "vocab_size": len(pipe.tokenizer), "max_position_embeddings": 32}
-        config = CLIPConfig(text_config=text, vision_config={**sizes, "image_size": 16, "patch_size": 8})
-        CLIPModel(config).save_pretrained(tmp_path / "clip")
-        pipe.tokenizer.save_pretrained(tmp_path / "clip")
+        write_clip(tmp_path / "clip", pipe.tokenizer)
         (tmp_path / "prompts.txt").write_text("\n".join(captions))
         run(
             "evaluate",
@@ -371,6 +378,8 @@ class TestOtherModalities:
                     "FVD",
                     "PSNR (dB), frames of reconstructions",
                     "temporal consistency, samples",
+                    "frame consistency, samples",
+                    "frame consistency, data",
                     "frame doubling, inserted frames between their neighbours, samples",
                 },
             ),
@@ -379,11 +388,13 @@ class TestOtherModalities:
     )
     def test_video_and_nerf(self, modality, metrics, tmp_path):
         pipeline = make_pipeline(modality, tmp_path / "pipeline")
+        write_clip(tmp_path / "clip", tiny_tokenizer(tmp_path))
         run(
             "evaluate",
             pipeline=pipeline,
             output_dir=tmp_path / "report",
             feature_extractor="toy_networks:Means",
+            clip=tmp_path / "clip",
             num_views=2,
             num_ray_samples=4,
             num_points=128,
@@ -393,6 +404,33 @@ class TestOtherModalities:
         figures = {f["metric"]: f["value"] for f in table(tmp_path / "report")["figures"]}
         assert metrics <= set(figures)
         assert all(np.isfinite(float(value)) for value in figures.values())
+
+    def test_scenes_may_differ_in_the_number_and_size_of_their_pictures(self, tmp_path):
+        for index, (views, size) in enumerate([(1, 12), (3, 16)]):
+            scene = read_scene(load_procedural_scenes(num_scenes=1, num_views=views, size=size, seed=index)[0])
+            poses, focal = scene.cameras.camera_to_world.numpy(), scene.cameras.focal.numpy()
+            (tmp_path / "data").mkdir(exist_ok=True)
+            path = tmp_path / f"data/{index}.npz"
+            np.savez(path, images=scene.images, cam_poses=poses, data=scene.points, focal=focal)
+        run(
+            "evaluate",
+            pipeline=make_pipeline("nerf", tmp_path / "pipeline"),
+            data_dir=tmp_path / "data",
+            output_dir=tmp_path / "report",
+            feature_extractor="toy_networks:Means",
+            num_samples=3,
+            num_inference_steps=2,
+            num_views=2,
+            num_ray_samples=4,
+            num_points=128,
+        )
+        figures = {f["metric"]: f for f in table(tmp_path / "report")["figures"]}
+        fid = figures["FID, views"]
+        assert fid["references"] == 3  # one view of the first scene, two of the second
+        first = np.random.default_rng(0).permutation(2)[0]  # the samples' cameras: its, the other's, its again
+        assert fid["samples"] == (4 if first == 0 else 5)
+        assert np.isfinite(float(fid["value"]))
+        assert np.isfinite(float(figures["PSNR (dB), 2 views of reconstructions"]["value"]))
 
 
 class TestModelCard:
