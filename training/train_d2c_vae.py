@@ -31,7 +31,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from training_arguments import add_modality_argument, add_shared_arguments, check_shared_arguments
 from training_loop import Adversary, Batch, Step, TrainingRun, create_accelerator, find_progress, push_to_hub
-from training_previews import save_reconstructions
+from training_previews import save_reconstructions, save_views
 from training_setup import (
     build,
     data_fingerprint,
@@ -230,6 +230,11 @@ class StageOneLosses:
             raise ValueError(
                 f"--lpips_weight and --disc_weight compare whole pictures and are for images, not {args.modality!r}."
             )
+        if args.opacity_weight and args.modality != "nerf":
+            raise ValueError(
+                f"--opacity_weight is for the rays of scenes (nerf), not {args.modality!r}: leave it out."
+            )
+        self.opacity_checked = not args.opacity_weight
         self.perceptual = load_perceptual_network().to(device) if args.lpips_weight else None
         self.discriminator = PatchDiscriminator().to(device) if args.disc_weight else None
         if args.disc_weight and args.resolution < SMALLEST_JUDGED:
@@ -243,6 +248,9 @@ class StageOneLosses:
     def autoencoder(self, vae: nn.Module, batch: Batch, step: Step) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Reconstruction + λ_z KL / values + further terms, all per value of a signal (or times their number)."""
         args = self.args
+        if not self.opacity_checked:
+            warn_of_unknown_opacity(batch["opacity"])
+            self.opacity_checked = True
         output = self.forward(vae, batch, args, step)
         values = batch["targets"][0].numel()
         progress = min(step.number / max(args.kl_anneal_steps, 1), 1.0)
@@ -322,14 +330,24 @@ class Validation:
         forward, _, name, measure = MODALITY_TABLE[self.args.modality]
         results: list[float] = []
         shown: list[torch.Tensor] = []
+        views: list[tuple[torch.Tensor, torch.Tensor]] = []
         # A scene's rays are all pixels of a view, and scenes may differ in size.
         size = 1 if self.args.modality == "nerf" else self.args.train_batch_size
         for batch in DataLoader(self.dataset, size, collate_fn=collate):
             batch = {k: v.to(self.accelerator.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-            results += [measure(forward(vae, batch, self.args, None), batch)] * len(batch["inputs"])
+            output = forward(vae, batch, self.args, None)
+            results += [measure(output, batch)] * len(batch["inputs"])
+            if "view_size" in batch and len(views) < PREVIEWS:
+                size = batch["view_size"][0].tolist()
+                views.append(
+                    tuple(values[0].float().unflatten(0, size) for values in (batch["targets"], output.sample))
+                )
             shown += batch["inputs"][: PREVIEWS - len(shown)]
-        folder = Path(self.args.output_dir, "validation")
-        save_reconstructions(vae, torch.stack(shown), folder / f"step-{step:06d}", self.accelerator, step)
+        path = Path(self.args.output_dir, "validation", f"step-{step:06d}")
+        if views:
+            save_views(views, path, self.accelerator, step)
+        else:
+            save_reconstructions(vae, torch.stack(shown), path, self.accelerator, step)
         return {name: sum(results) / len(results)}
 
 
@@ -346,6 +364,15 @@ def warn_of_points_outside(inputs: torch.Tensor, bounds: tuple[float, float]) ->
             "scenes by --longest_side, or set `bounds` and `extent` by --config_overrides.",
             100 * share,
             bounds,
+        )
+
+
+def warn_of_unknown_opacity(opacity: torch.Tensor) -> None:
+    """Says so if a batch's opacities (batch, rays, 1) are all unknown, so that they have no loss."""
+    if opacity.isnan().all():
+        logger.warning(
+            "--opacity_weight has no effect on scenes whose pictures do not tell their opacity, and none of the first "
+            "batch does: save them with an alpha channel (RGBA), or leave the flag out."
         )
 
 

@@ -13,21 +13,24 @@
 # limitations under the License.
 """Pictures that show how a run is doing: reconstructions in stage 1, samples in stage 2."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from diffusers_ddmi import AutoencoderD2C, NeuralField
-from diffusers_ddmi.rendering.cameras import Cameras
 from diffusers_ddmi.rendering.grids import cell_centres, render_pixels
 from diffusers_ddmi.rendering.pictures import contact_sheet, save_gif, save_image
 from diffusers_ddmi.rendering.raster import render_mesh
 from diffusers_ddmi.rendering.surface import extract_meshes
-from diffusers_ddmi.rendering.volume import render_views
+
+
+# Pixels of a side.
+_LARGEST_VIEW = 128
 
 
 def as_uint8(values: torch.Tensor) -> np.ndarray:
@@ -79,7 +82,10 @@ SAMPLE_WRITERS: dict[str, Callable[[Any, Path, list[str] | None], None]] = {
 def save_reconstructions(
     vae: AutoencoderD2C, inputs: torch.Tensor, path: Path, accelerator: Accelerator, step: int
 ) -> None:
-    """Reconstructions of what the encoder takes; pictures and clips below those they were made from."""
+    """Reconstructions of what the encoder takes; pictures and clips below those they were made from.
+
+    Radiance fields, whose encoder takes no pictures, are shown by [`save_views`].
+    """
     field = vae.decode(vae.encode(inputs).latent_dist.mode()).field
     RECONSTRUCTION_WRITERS[vae.config.modality](vae, field, inputs, path)
     _track(accelerator, path, step)
@@ -108,22 +114,26 @@ def _write_shapes(vae: AutoencoderD2C, field: NeuralField, inputs: torch.Tensor,
     save_image(contact_sheet([render_mesh(mesh, size=192) for mesh in meshes]), path.with_suffix(".png"))
 
 
-def _write_scenes(vae: AutoencoderD2C, field: NeuralField, inputs: torch.Tensor, path: Path) -> None:
-    low, high = vae.bounds
-    cameras = Cameras.orbit(4, radius=2 * (high - low), height=64, width=64).to(inputs.device)
-    infinite = vae.config.last_interval_infinite
-    bounds = None if infinite else field.bounds
-    views = render_views(field, cameras, num_samples=64, bounds=bounds, last_interval_infinite=infinite).colors
-    pictures = as_uint8(views.flatten(0, 1) * 2 - 1)  # a row of views for each scene
-    save_image(contact_sheet(list(pictures), columns=len(cameras)), path.with_suffix(".png"))
-
-
 RECONSTRUCTION_WRITERS: dict[str, Callable[[AutoencoderD2C, NeuralField, torch.Tensor, Path], None]] = {
     "image": _write_pictures,
     "video": _write_videos,
     "shape": _write_shapes,
-    "nerf": _write_scenes,
 }
+
+
+def save_views(
+    views: Sequence[tuple[torch.Tensor, torch.Tensor]], path: Path, accelerator: Accelerator, step: int
+) -> None:
+    """A row of pictures of scenes, and below it their reconstructions from the same cameras.
+
+    Args:
+        views: pairs of them, `(height, width, 3)` in [0, 1]; large ones are shown smaller.
+    """
+    pictures = [Image.fromarray(as_uint8(view * 2 - 1)) for row in zip(*views) for view in row]
+    for picture in pictures:
+        picture.thumbnail((_LARGEST_VIEW, _LARGEST_VIEW))
+    save_image(contact_sheet(pictures, columns=len(views)), path.with_suffix(".png"))
+    _track(accelerator, path, step)
 
 
 def _track(accelerator: Accelerator, path: Path, step: int) -> None:
@@ -131,8 +141,6 @@ def _track(accelerator: Accelerator, path: Path, step: int) -> None:
     path = path.with_suffix(".png")
     if not accelerator.trackers or not path.exists():
         return
-    from PIL import Image
-
     picture = np.asarray(Image.open(path).convert("RGB"))
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":

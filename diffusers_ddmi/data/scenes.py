@@ -116,6 +116,7 @@ class SceneExamples:
         targets    (R, 3)  colours in [0, 1] that the rays see, before white
         opacity    (R, 1)  in [0, 1], NaN where the pictures do not tell
         near, far  ()      distances along the rays between which the scene lies
+        view_size  (2,)    height and width, where the rays are those of a whole view
         caption    str     where the data have any
 
     Args:
@@ -156,10 +157,12 @@ class SceneExamples:
         if self.num_rays is None:
             row, column = np.indices((cameras.height, cameras.width)).reshape(2, -1)
             view = np.full_like(row, rng.choice(views))
+            size = {"view_size": torch.tensor([cameras.height, cameras.width])}
         else:
+            size = {}
             if scene.separate and len(views) > _DECODED_VIEWS:
                 views = rng.choice(views, _DECODED_VIEWS, replace=False)
-            row, column = (rng.integers(0, size, self.num_rays) for size in (cameras.height, cameras.width))
+            row, column = (rng.integers(0, side, self.num_rays) for side in (cameras.height, cameras.width))
             view = rng.choice(views, self.num_rays)
         pixels = torch.from_numpy(np.stack([column, row], axis=1)) + cameras.pixel_offset
         origins, directions = cameras.rays_through(torch.from_numpy(view), pixels)
@@ -175,7 +178,7 @@ class SceneExamples:
         opacity = np.full((len(view), 1), np.nan, dtype=np.float32)
         if shown.opacity is not None:
             opacity[:, 0] = shown.opacity[place, row, column] / 255.0
-        return {**rays, "opacity": torch.from_numpy(opacity)}
+        return {**rays, **size, "opacity": torch.from_numpy(opacity)}
 
 
 def read_scene(row: dict[str, Any]) -> Scene:

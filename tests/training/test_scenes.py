@@ -20,9 +20,13 @@ import pytest
 import torch
 import train_d2c_vae
 import training_setup
+from accelerate import Accelerator
+from PIL import Image
+from training_loop import Step
+from training_previews import save_views
 
 from diffusers_ddmi.data import collate
-from diffusers_ddmi.data.scenes import load_procedural_scenes, read_scene
+from diffusers_ddmi.data.scenes import SceneExamples, load_procedural_scenes, read_scene
 from diffusers_ddmi.rendering.cameras import Cameras
 from diffusers_ddmi.rendering.volume import render_views
 
@@ -83,3 +87,53 @@ def test_training_sees_what_is_rendered_afterwards(infinite, make_pipeline):
         views = render_views(field, cameras, 16, bounds=bounds, last_interval_infinite=infinite)
     torch.testing.assert_close(seen.sample, views.colors.flatten(1, 3))
     torch.testing.assert_close(seen.opacity, views.opacity.flatten(1, 3))
+
+
+def test_previews_show_pictures_above_their_reconstructions(tmp_path, make_pipeline, monkeypatch):
+    """Of scenes whose pictures differ in size."""
+    for index, (height, width) in enumerate([(16, 16), (8, 12)]):
+        scene = read_scene(load_procedural_scenes(num_scenes=1, num_views=2, size=16, seed=index)[0])
+        images, poses = scene.images[:, :height, :width], scene.cameras.camera_to_world.numpy()
+        focal = scene.cameras.focal.numpy()
+        np.savez(tmp_path / f"{index}.npz", images=images, cam_poses=poses, data=scene.points, focal=focal)
+    flags = ("--modality", "nerf", "--validation_data_dir", str(tmp_path), "--num_ray_samples", "4")
+    args = parse(*flags, "--dataset_name", "procedural", "--output_dir", str(tmp_path))
+    saved = []
+    monkeypatch.setattr(
+        train_d2c_vae, "save_views", lambda views, *rest: (saved.extend(views), save_views(views, *rest))
+    )
+    validation = train_d2c_vae.Validation(args, Accelerator(cpu=True))
+    with torch.no_grad():
+        (value,) = validation(make_pipeline("nerf").vae, 7).values()
+    assert [tuple(truth.shape) for truth, _ in saved] == [(16, 16, 3), (8, 12, 3)]
+    errors = [(truth - reading).square().mean() for truth, reading in saved]
+    assert value == pytest.approx(np.mean([-10 * math.log10(error) for error in errors]), rel=1e-4)
+    sheet = np.asarray(Image.open(tmp_path / "validation/step-000007.png"))
+    assert sheet.shape == (8 + 2 * 24, 8 + 2 * 24, 3)  # two rows and columns of cells of 16 pixels, 8 between
+    truth = (saved[0][0] * 255).round().byte().numpy()
+    np.testing.assert_array_equal(sheet[8:24, 8:24], truth)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_an_opacity_weight_without_opacities_is_said_once(known, make_pipeline, caplog):
+    Accelerator(cpu=True)  # its logger writes where a process has its place
+    args = parse(
+        "--modality", "nerf", "--dataset_name", "procedural", "--num_ray_samples", "4", "--opacity_weight", "1"
+    )
+    vae = make_pipeline("nerf").vae
+    losses = train_d2c_vae.StageOneLosses(args, vae, torch.device("cpu"))
+    example = SceneExamples(32, 8)(
+        load_procedural_scenes(num_scenes=1, num_views=2, size=8)[0], np.random.default_rng(0)
+    )
+    if not known:
+        example["opacity"] = torch.full((8, 1), torch.nan)
+    batch = collate([example])
+    for number in range(2):
+        losses.autoencoder(vae, batch, Step(number, range(number, number + 1)))
+    assert caplog.text.count("--opacity_weight has no effect") == (0 if known else 1)
+
+
+def test_an_opacity_weight_is_refused_elsewhere(make_pipeline):
+    args = parse("--modality", "video", "--dataset_name", "procedural", "--opacity_weight", "1")
+    with pytest.raises(ValueError, match=r"--opacity_weight is for the rays of scenes \(nerf\), not 'video'"):
+        train_d2c_vae.StageOneLosses(args, make_pipeline("video").vae, torch.device("cpu"))
