@@ -75,6 +75,32 @@ def test_schedulers_can_be_swapped(pipe, name):
     assert np.abs(one - two).max() > 1e-3
 
 
+class Haze:
+    """A grey ball without an edge: at distance r of its centre, in sides of its box, the density is 100 e^(−10 r) per side."""
+
+    batch_size, device = 1, torch.device("cpu")
+
+    def __init__(self, side: float):
+        self.side, self.bounds = side, (-side / 2, side / 2)
+
+    def __getitem__(self, item: int):
+        return self
+
+    def __call__(self, points, directions):
+        distance = points.reshape(1, -1, 3).norm(dim=-1, keepdim=True) / self.side
+        return torch.cat([torch.full((1, distance.shape[1], 3), 0.5), 100 * torch.exp(-10 * distance) / self.side], -1)
+
+
+@pytest.mark.parametrize("side", [1.0, 4.0])
+@pytest.mark.parametrize(("level", "density"), [(0.5, 10.0), (0.8, 40.0)])
+def test_levels_of_meshes_are_densities(pipe, side, level, density):
+    """Whatever the size of the scene's box."""
+    (mesh,) = pipe.render(Haze(side), "mesh", resolution=33, level=level).frames
+    radii = np.linalg.norm(mesh.vertices, axis=1) / side
+    np.testing.assert_allclose(radii, np.log(100 / density) / 10, atol=0.004)
+    assert (mesh.visual.vertex_colors[:, :3] == 128).all()
+
+
 def test_coloured_meshes(pipe):
     with torch.no_grad():
         pipe.vae.readout.density.bias.add_(20.0)  # solid throughout but for what the planes carve
