@@ -44,7 +44,13 @@ def _add_data_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--cache_dir", help="Where downloaded and prepared data are kept.")
     group.add_argument("--max_train_samples", type=int, help="Use only the first so many samples.")
-    group.add_argument("--streaming", action="store_true", help="Read the data set while training, in its own order.")
+    group.add_argument("--streaming", action="store_true", help="Read the data set while training.")
+    group.add_argument(
+        "--shuffle_buffer_size",
+        type=int,
+        default=256,
+        help="Rows of a stream, held in memory, among which the next one is drawn; 0: in its own order.",
+    )
     group.add_argument("--strict", action="store_true", help="An unreadable sample is an error, and not passed over.")
     group.add_argument(
         "--resolution", type=int, help="Side of the pictures or frames that the encoder gets; default: the model's."
@@ -144,6 +150,8 @@ def check_shared_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if (value is None and name not in optional) or (value is not None and value < 1):
             raise ValueError(f"--{name} must be at least 1, but is {value}.")
+    if args.shuffle_buffer_size < 0:
+        raise ValueError(f"--shuffle_buffer_size must not be negative, but is {args.shuffle_buffer_size}.")
     if (args.dataset_name is None) == (args.train_data_dir is None):
         raise ValueError("Give the training data by exactly one of --dataset_name and --train_data_dir.")
     if not 0 <= args.validation_split < 1:

@@ -180,6 +180,7 @@ def _load(args: argparse.Namespace, modality: str, split: str, purpose: str, **s
         seed=args.seed,
         strict=args.strict,
         streaming=args.streaming and purpose != "evaluation",
+        shuffle_buffer_size=args.shuffle_buffer_size,
         purpose=purpose,
         cache_dir=args.cache_dir,
         dataset_config_name=args.dataset_config_name,
@@ -238,7 +239,8 @@ def data_fingerprint(accelerator: Accelerator, args: argparse.Namespace, dataset
         if isinstance(dataset, IterableDataset):
             # Workers and processes share the rows of a stream, and its batches are theirs.
             result[0]["stream"] = {
-                "--dataloader_num_workers": max(1, args.dataloader_num_workers),
+                "--dataloader_num_workers": args.dataloader_num_workers,
+                "--shuffle_buffer_size": args.shuffle_buffer_size,
                 "--train_batch_size": args.train_batch_size,
                 "processes": accelerator.num_processes,
             }

@@ -103,6 +103,7 @@ def load_signals(
     seed: int = 0,
     strict: bool = False,
     streaming: bool = False,
+    shuffle_buffer_size: int = 0,
     purpose: str = "training",
     **options: Any,
 ) -> SignalDataset | SignalStream:
@@ -114,7 +115,9 @@ def load_signals(
         split: "train" or "test".
         seed: of all randomness in the examples.
         strict: an unreadable item is an error; else it is named in a warning and passed over.
-        streaming: read while iterating, without a length, in the order in which rows are stored.
+        streaming: read while iterating, without a length.
+        shuffle_buffer_size: of a stream, rows among which the next one is drawn, files (shards) being shuffled too; 0
+            for the order in which rows are stored. It depends on the seed, the epoch and the number of workers.
         purpose: "training"; "evaluation", whole signals without augmentation; or "latents", where only the encoder's
             input is wanted.
         options: resolution, center_crop, random_flip, num_queries (coordinates or rays of an example), num_frames,
@@ -148,6 +151,8 @@ def load_signals(
         strict=strict,
         **_renamed(options, source.load_options),
     )
+    if streaming and shuffle_buffer_size:
+        rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer_size)
     example_options = _renamed(options, source.example_options)
     examples = getattr(module, source.examples)(**{**example_options, **changes[purpose]})
     return (SignalStream if streaming else SignalDataset)(rows, examples, seed, strict)

@@ -22,6 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_ddmi.data import load_signals
 from diffusers_ddmi.data.images import ImageExamples, load_digits, load_image_dataset, load_procedural_images
 from diffusers_ddmi.data.pictures import decode_picture
 
@@ -200,6 +201,18 @@ class TestFolder:
         stream = load_image_dataset(folder, streaming=True)
         assert isinstance(stream, datasets.IterableDataset)
         assert list(stream) == list(load_image_dataset(folder))
+
+    def test_a_stream_is_shuffled_anew_in_every_epoch(self):
+        def captions(epoch, **options):
+            stream = load_signals("image", "digits", split="test", streaming=True, resolution=8, **options)
+            stream.set_epoch(epoch)
+            return [example["caption"] for example in stream]
+
+        stored = captions(0)
+        first, again, second = (captions(epoch, shuffle_buffer_size=16) for epoch in (0, 0, 1))
+        assert first == again
+        assert len({tuple(order) for order in (stored, first, second)}) == 3
+        assert sorted(stored) == sorted(first) == sorted(second)
 
 
 class TestNamed:

@@ -402,14 +402,14 @@ class TestRefusals:
             run("train_d2c_vae", output_dir=tmp_path, **options)
 
     def test_a_stream_divided_otherwise(self, tmp_path):
-        """Its rows depend on the number of workers, of which none are as good as one."""
+        """Its rows, and their shuffled order, depend on the number of workers."""
         options = {**STAGE_1, "validation_split": 0, "streaming": True}
         run("train_d2c_vae", output_dir=tmp_path / "whole", max_train_steps=4, **options)
         run("train_d2c_vae", output_dir=tmp_path / "run", max_train_steps=2, **options)
         options |= {"output_dir": tmp_path / "run", "max_train_steps": 4, "resume_from_checkpoint": "latest"}
-        with pytest.raises(CheckpointError, match="stream/--dataloader_num_workers was 1 and is 2"):
+        with pytest.raises(CheckpointError, match="stream/--dataloader_num_workers was 0 and is 2"):
             run("train_d2c_vae", dataloader_num_workers=2, **options)
-        run("train_d2c_vae", dataloader_num_workers=1, **options)
+        run("train_d2c_vae", **options)
         assert_same_run(tmp_path / "run", tmp_path / "whole")
 
     def test_a_folder_that_cannot_be_written_to(self, tmp_path, monkeypatch):
