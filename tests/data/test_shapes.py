@@ -21,7 +21,7 @@ import pytest
 import torch
 import trimesh
 
-from diffusers_ddmi.data import meshes
+from diffusers_ddmi.data import mesh_solids, meshes
 from diffusers_ddmi.data.base import SignalDataset, SignalStream
 from diffusers_ddmi.data.mesh_sampling import sample_triangles
 from diffusers_ddmi.data.mesh_solids import MeshSolid, load_solid
@@ -95,6 +95,26 @@ class TestMeshSolid:
         for faces in (mesh.faces, mesh.faces[:, ::-1]):
             solid = MeshSolid.from_mesh(mesh.vertices, faces)
             assert wrong(solid, lambda p: in_ball(p) & ~in_ball(2 * p), cube_points()) < 0.01
+
+    def test_many_parts_are_judged_together(self, monkeypatch):
+        """Every face is looked at a few times, and not once for each part that is turned inwards."""
+        looked_at = []
+        find = mesh_solids.winding_numbers
+        monkeypatch.setattr(
+            mesh_solids, "winding_numbers", lambda v, f, points: looked_at.append(len(f)) or find(v, f, points)
+        )
+        places = [np.array([i, j, k]) for i in range(5) for j in range(5) for k in range(5)]
+        parts = [trimesh.creation.icosphere(1, 0.4).apply_translation(place) for place in places]
+        hollows = [trimesh.creation.icosphere(1, 0.2).apply_translation(place) for place in places[:30]]
+        for inwards in (*parts[50:100], *hollows):
+            inwards.invert()
+        mesh = trimesh.util.concatenate([*parts, *hollows])
+        solid = MeshSolid.from_mesh(mesh.vertices, mesh.faces)
+        assert solid.repairs == ("turned 50 parts outwards",)
+        assert sum(looked_at) < 3 * len(mesh.faces)
+        volume = len(places) * parts[0].volume - 30 * abs(hollows[0].volume)
+        scale = 0.9 / mesh.extents.max()
+        assert trimesh.Trimesh(solid.vertices, solid.faces).volume == pytest.approx(volume * scale**3, rel=1e-6)
 
     def test_touching_parts_keep_the_wall_between_them_out_of_sight(self):
         parts = (((0.45, 0.3, 0.3), (-0.225, 0.0, 0.0)), ((0.45, 0.3, 0.3), (0.225, 0.0, 0.0)))
