@@ -17,20 +17,25 @@ import importlib.util
 import itertools
 import math
 import warnings
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import trimesh
+from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 
+from diffusers_ddmi.metrics.shapes import chamfer_distance, sample_surface_points
 from diffusers_ddmi.rendering import surface
 from diffusers_ddmi.rendering.marching_cubes import case_table
 from diffusers_ddmi.rendering.surface import extract_meshes, save_mesh
 
 
 STEEPNESS = 60.0
+BENCHMARK = Path(__file__).resolve().parents[2] / "examples" / "benchmarks" / "surface_extraction.py"
 
 
 def ball(points, center=(0.0, 0.0, 0.0), radius=0.4):
@@ -131,10 +136,32 @@ def test_normals_follow_the_gradient(monkeypatch):
     np.testing.assert_allclose(mesh.vertex_normals, radial(mesh), atol=1e-5)
 
 
-def test_torus():
-    def torus(points):
-        return 0.1 - torch.hypot(points[..., [0, 2]].norm(dim=-1) - 0.3, points[..., 1])
+def torus(points):
+    return 0.1 - torch.hypot(points[..., [0, 2]].norm(dim=-1) - 0.3, points[..., 1])
 
+
+def plate(points):
+    return box(points, (0.011, -0.0177, 0.003), (0.3, 0.012, 0.2))
+
+
+def components(points):
+    centers = torch.cartesian_prod(*[torch.tensor([-0.31, 0.012, 0.34])] * 3)
+    return 0.11 - (points[..., None, :] - centers).norm(dim=-1).amin(-1)
+
+
+@cache
+def benchmark_field():
+    specification = importlib.util.spec_from_file_location("surface_extraction", BENCHMARK)
+    benchmark = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(benchmark)
+    return benchmark.FurnitureField(seed=3)
+
+
+def furniture(points):
+    return benchmark_field().depth(points)
+
+
+def test_torus():
     (mesh,) = extract_meshes(as_field(torus), resolution=96)
     assert_sound(mesh)
     assert mesh.euler_number == 0 and mesh.body_count == 1
@@ -208,6 +235,26 @@ def test_dense_evaluation_equals_scikit_image():
     expected = (vertices - 1) / (resolution - 1) - 0.5
     assert len(mesh.vertices) == len(expected)
     np.testing.assert_allclose(rows(mesh.vertices), rows(expected.astype(np.float64)), atol=2e-3 / resolution)
+
+
+@pytest.mark.parametrize("shape", [torus, plate, components, furniture])
+def test_the_mesh_is_that_of_dense_marching_cubes(shape):
+    """scikit-image's, of the whole grid: the same vertices, as many faces, no Chamfer distance."""
+    resolution = 72
+    (mesh,) = extract_meshes(as_field(shape), resolution=resolution, normals=False)
+    padded = np.pad(dense_values(as_field(shape), resolution), 1, constant_values=-1e3)
+    vertices, faces, _, _ = marching_cubes(padded, 0.0)
+    dense = trimesh.Trimesh((vertices - 1) / (resolution - 1) - 0.5, faces, process=False)
+    assert mesh.vertices.shape == dense.vertices.shape and len(mesh.faces) == len(dense.faces)
+    clearance = 1.01e-3 / (resolution - 1)  # which the sparse mesh's vertices keep from nodes
+    for some, others in itertools.permutations((mesh.vertices, dense.vertices)):
+        assert cKDTree(others).query(some)[0].max() < clearance
+    assert chamfer_distance(mesh.vertices[None], dense.vertices[None]).item() < clearance**2
+
+    # Points on the surfaces are as near as those of two draws from one surface.
+    rng = np.random.default_rng(0)
+    ours, theirs, again = (sample_surface_points([m], 4096, rng=rng) for m in (mesh, dense, dense))
+    assert chamfer_distance(ours, theirs).item() < 1.1 * chamfer_distance(again, theirs).item()
 
 
 def test_furniture_at_256_for_a_sixtieth_of_the_evaluations():
