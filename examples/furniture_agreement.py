@@ -36,12 +36,17 @@ from diffusers_ddmi.metrics.furniture import agreement, caption_properties, meas
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipeline", required=True, help="Folder of a DDMIShapePipeline trained with text.")
-    parser.add_argument("--num_captions", type=int, default=200)
+    parser.add_argument("--num_captions", type=int, default=200, help="At least 2, to have others to compare with.")
     parser.add_argument("--guidance_scale", type=float, default=3.0)
     parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--batch_size", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.num_captions < 2:
+        parser.error(
+            f"--num_captions must be at least 2, since meshes meet others' captions, but is {args.num_captions}."
+        )
+    return args
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, float] | float]:

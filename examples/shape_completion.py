@@ -93,6 +93,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=50, help="Denoising steps of the whole diffusion.")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
+    if not 0 < args.part <= 1:
+        parser.error(f"--part must be in (0, 1], but is {args.part}.")
+    if not 0 <= args.strength <= 1:
+        parser.error(f"--strength must be in [0, 1], but is {args.strength}.")
 
     pipe = DiffusionPipeline.from_pretrained(args.pipeline)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)

@@ -153,6 +153,21 @@ class TestCompletion:
             expected = (pipe.vae.encode(points).latent_dist.mode() - 0.5) * 2
         torch.testing.assert_close(latents, expected.expand(2, *expected.shape[1:]))
 
+    @pytest.mark.parametrize(
+        ("option", "value", "expected"),
+        [
+            ("--strength", "1.5", "[0, 1]"),
+            ("--strength", "-0.1", "[0, 1]"),
+            ("--strength", "nan", "[0, 1]"),
+            ("--part", "0", "(0, 1]"),
+            ("--part", "2", "(0, 1]"),
+        ],
+    )
+    def test_shares_out_of_range_are_refused_before_anything_is_loaded(self, capsys, option, value, expected):
+        with pytest.raises(SystemExit):
+            load("shape_completion").main(["no/such/pipeline", f"{option}={value}"])
+        assert f"{option} must be in {expected}, but is {float(value)}" in capsys.readouterr().err
+
     def test_the_part_that_is_seen(self):
         points = torch.tensor([[[0.3, 0, 0], [-0.4, 0, 0], [0.1, 0, 0], [-0.1, 0, 0]]])
         seen = load("shape_completion").visible_part(points, 0.5)

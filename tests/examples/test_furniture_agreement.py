@@ -54,6 +54,15 @@ def test_what_is_described_agrees_and_other_pieces_do_not(example, monkeypatch):
     assert measured["shuffled"]["all"] < 0.5
 
 
+@pytest.mark.parametrize("count", ["1", "0", "-3"])
+def test_one_caption_has_no_others(example, capsys, count):
+    with pytest.raises(SystemExit):
+        example.parse_args(["--pipeline", "any", "--num_captions", count])
+    assert f"--num_captions must be at least 2, since meshes meet others' captions, but is {count}" in (
+        capsys.readouterr().err
+    )
+
+
 def test_runs_on_a_pipeline_folder(example, make_pipeline, tmp_path, capsys):
     make_pipeline("shape", text=True).save_pretrained(tmp_path / "pipe")
     options = ["--num_captions", "3", "--num_inference_steps", "2", "--batch_size", "2"]
