@@ -48,7 +48,7 @@ from evaluation_report import Figure, markdown, update_model_card, write_reports
 from evaluation_stages import Stages, Tensors, check_settings
 from torch import nn
 from torch.utils.data import Dataset
-from training_setup import data_fingerprint, ranks_are_on_cpu
+from training_setup import check_own_flags, data_fingerprint, ranks_are_on_cpu
 
 import diffusers_ddmi
 from diffusers_ddmi import DDMIPipeline
@@ -149,6 +149,7 @@ def _add_data_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--cache_dir", help="Where downloaded and prepared data are kept.")
     group.add_argument("--image_column", help="Column that holds the picture or clip.")
     group.add_argument("--caption_column", help="Column that holds the caption.")
+    group.add_argument("--captions_file", help="Text2Shape's CSV, where it is not in --data_dir (shape).")
     group.add_argument("--num_references", type=int, help="Items that samples are compared with; default: as many.")
     group.add_argument("--num_reconstructions", type=int, default=256, help="Items that are encoded and decoded.")
     group.add_argument("--frame_stride", type=int, default=1, help="Distance of neighbouring frames (video).")
@@ -275,6 +276,7 @@ def network_fingerprint(name: str | None) -> Any:
 
 def load_data(args: argparse.Namespace, modality: str, purpose: str = "evaluation", **options: Any) -> Dataset:
     """The evaluation's split, in the form that `options` ask for."""
+    check_own_flags(args, modality)
     return load_signals(
         modality,
         split=args.split,
@@ -287,6 +289,7 @@ def load_data(args: argparse.Namespace, modality: str, purpose: str = "evaluatio
         cache_dir=args.cache_dir,
         image_column=args.image_column,
         caption_column=args.caption_column,
+        captions_file=args.captions_file,
         frame_stride=args.frame_stride,
         fov_y=None if args.fov_y is None else math.radians(args.fov_y),
         near=args.near,

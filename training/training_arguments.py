@@ -59,11 +59,20 @@ def _add_data_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--random_flip", action="store_true", help="Mirror pictures at random.")
     group.add_argument("--image_column", help="Column that holds the picture or clip; found by its type if not given.")
     group.add_argument("--caption_column", help="Column that holds the caption; found by its name if not given.")
+    group.add_argument(
+        "--captions_file",
+        help="Text2Shape's CSV, where it is not in --train_data_dir (shape, Occupancy Networks' layout).",
+    )
     group.add_argument("--num_frames", type=int, help="Frames of a clip (video); default: the model's.")
     group.add_argument(
         "--frame_stride", type=int, default=1, help="Distance of neighbouring frames in a clip (video)."
     )
     group.add_argument("--num_points", type=int, default=2048, help="Points of a point cloud (shape, nerf).")
+    group.add_argument(
+        "--point_noise",
+        type=float,
+        help="Standard deviation of noise on the points that are encoded, in sides of the cube (shape); default: none.",
+    )
     group.add_argument(
         "--num_queries",
         type=int,
@@ -75,6 +84,11 @@ def _add_data_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--near", type=float, help="Distance at which scenes begin (nerf); default: measured.")
     group.add_argument("--far", type=float, help="Distance at which scenes end (nerf); default: measured.")
     group.add_argument("--longest_side", type=float, help="Scale scenes to this size (nerf); default: as they are.")
+    group.add_argument(
+        "--preprocessing_num_workers",
+        type=int,
+        help="Processes that prepare meshes (shape); default: one a processor.",
+    )
     group.add_argument("--dataloader_num_workers", type=int, default=0, help="Processes that read data; 0: this one.")
 
 
@@ -146,6 +160,7 @@ def check_shared_arguments(args: argparse.Namespace) -> None:
         "num_validation_samples",
     )
     optional = ("max_train_steps", "checkpoints_total_limit", "max_train_samples", "resolution", "num_frames")
+    optional += ("preprocessing_num_workers",)
     for name in (*positive, *optional):
         value = getattr(args, name)
         if (value is None and name not in optional) or (value is not None and value < 1):
@@ -156,6 +171,8 @@ def check_shared_arguments(args: argparse.Namespace) -> None:
         raise ValueError("Give the training data by exactly one of --dataset_name and --train_data_dir.")
     if not 0 <= args.validation_split < 1:
         raise ValueError(f"--validation_split must be in [0, 1), but is {args.validation_split}.")
+    if args.point_noise is not None and not 0 <= args.point_noise < 1:
+        raise ValueError(f"--point_noise must be in [0, 1), but is {args.point_noise}.")
     for name in ("max_train_samples", "validation_split"):
         if args.streaming and getattr(args, name):
             raise ValueError(f"--{name} divides data of a known length, and a stream has none: leave it out.")
@@ -173,7 +190,9 @@ FREE_ARGUMENTS = frozenset(
         "checkpoints_total_limit",
         "resume_from_checkpoint",
         "train_data_dir",
+        "captions_file",
         "cache_dir",
+        "preprocessing_num_workers",
         "dataloader_num_workers",
         "train_batch_size",
         "gradient_accumulation_steps",

@@ -40,6 +40,12 @@ logger = logging.getLogger(__name__)
 
 PRESETS = Path(__file__).resolve().parent / "configs"
 
+# modality -> what its data are called, and the flags that describe no other data
+OWN_FLAGS = {
+    "shape": ("shapes (shape)", ("captions_file", "point_noise", "preprocessing_num_workers")),
+    "nerf": ("scenes (nerf)", ("fov_y", "near", "far", "longest_side")),
+}
+
 
 def ranks_are_on_cpu() -> bool:
     """Whether several processes were started where there is no GPU: unless told, accelerate takes each for a run alone."""
@@ -173,7 +179,7 @@ def load_validation_data(args: argparse.Namespace, modality: str) -> Dataset | N
 
 
 def _load(args: argparse.Namespace, modality: str, split: str, purpose: str, **source: Any) -> Dataset:
-    check_scene_flags(args, modality)
+    check_own_flags(args, modality)
     return load_signals(
         modality,
         split=split,
@@ -186,26 +192,30 @@ def _load(args: argparse.Namespace, modality: str, split: str, purpose: str, **s
         dataset_config_name=args.dataset_config_name,
         image_column=args.image_column,
         caption_column=args.caption_column,
+        captions_file=args.captions_file,
         resolution=args.resolution,
         center_crop=args.center_crop,
         random_flip=args.random_flip,
         num_frames=args.num_frames,
         frame_stride=args.frame_stride,
         num_points=args.num_points,
+        point_noise=args.point_noise,
         num_queries=args.num_queries,
         fov_y=None if args.fov_y is None else math.radians(args.fov_y),
         near=args.near,
         far=args.far,
         longest_side=args.longest_side,
+        num_proc=args.preprocessing_num_workers,
         **source,
     )
 
 
-def check_scene_flags(args: argparse.Namespace, modality: str) -> None:
-    """Raises ValueError for a flag that describes scenes, where the data are none."""
-    given = [f"--{name}" for name in ("fov_y", "near", "far", "longest_side") if getattr(args, name) is not None]
-    if given and modality != "nerf":
-        raise ValueError(f"{', '.join(given)}: for scenes (nerf) only; these data are of modality {modality!r}.")
+def check_own_flags(args: argparse.Namespace, modality: str) -> None:
+    """Raises ValueError for a flag that describes data of another modality alone."""
+    for owner, (kind, names) in OWN_FLAGS.items():
+        given = [f"--{name}" for name in names if getattr(args, name, None) is not None]
+        if given and modality != owner:
+            raise ValueError(f"{', '.join(given)}: for {kind} only; these data are of modality {modality!r}.")
 
 
 def _held_out(args: argparse.Namespace, length: int) -> int:
@@ -236,6 +246,9 @@ def data_fingerprint(accelerator: Accelerator, args: argparse.Namespace, dataset
         is_folder = Path(source).expanduser().is_dir()
         if is_folder:
             result[0]["files"] = folder_fingerprint(Path(source).expanduser())
+        if args.captions_file:
+            captions = Path(args.captions_file).expanduser().read_bytes()
+            result[0]["captions"] = hashlib.blake2b(captions, digest_size=8).hexdigest()
         if isinstance(dataset, IterableDataset):
             # Workers and processes share the rows of a stream, and its batches are theirs.
             result[0]["stream"] = {

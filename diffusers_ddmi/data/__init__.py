@@ -76,9 +76,13 @@ _SOURCES = {
         module="shapes",
         load="load_shape_dataset",
         examples="ShapeExamples",
-        load_options=_NAMED,
-        example_options={"num_points": "num_input_points", "num_queries": "num_queries"},
-        evaluation={"num_queries": None, "uniform_queries": True},
+        load_options={**_NAMED, "captions_file": "captions_file", "num_proc": "num_proc"},
+        example_options={
+            "num_points": "num_input_points",
+            "num_queries": "num_queries",
+            "point_noise": "point_noise",
+        },
+        evaluation={"num_queries": None, "uniform_queries": True, "point_noise": 0.0},
         latents={"num_queries": 1},
     ),
     "nerf": _Source(
@@ -121,9 +125,9 @@ def load_signals(
         purpose: "training"; "evaluation", whole signals without augmentation; or "latents", where only the encoder's
             input is wanted.
         options: resolution, center_crop, random_flip, num_queries (coordinates or rays of an example), num_frames,
-            frame_stride, num_points, image_column, caption_column, dataset_config_name, cache_dir; fov_y, near, far and
-            longest_side of scenes. Those that a modality has no use for are not looked at, and None stands for its
-            default.
+            frame_stride, num_points, image_column, caption_column, dataset_config_name, cache_dir; captions_file,
+            num_proc (processes that prepare meshes) and point_noise of shapes; fov_y, near, far and longest_side of
+            scenes. Those that a modality has no use for are not looked at, and None stands for its default.
 
     Raises:
         ValueError: an unknown modality or purpose, or what the modality's loader finds wrong with the data.

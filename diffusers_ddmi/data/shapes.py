@@ -181,19 +181,25 @@ def load_shape_dataset(
         captions_file: CSV of Text2Shape for Occupancy Networks' layout; found in the folder by itself when it is there.
 
     Raises:
-        ValueError: both or neither source, nothing readable in the folder, a data set without the columns.
-        FileNotFoundError: the source does not exist.
+        ValueError: both or neither source, nothing readable in the folder, a data set without the columns, a
+            `captions_file` for data in another layout.
+        FileNotFoundError: the source or the `captions_file` does not exist.
     """
     if (train_data_dir is None) == (dataset_name is None):
         raise ValueError(
             f"give either train_data_dir or dataset_name, got train_data_dir={train_data_dir!r} and dataset_name={dataset_name!r}"
+        )
+    if captions_file is not None and (train_data_dir is None or not is_onet_folder(Path(train_data_dir).expanduser())):
+        raise ValueError(
+            f"captions_file={str(captions_file)!r} belongs to Occupancy Networks' layout, and {train_data_dir or dataset_name} "
+            "has another; captions of meshes stand in a metadata.csv or metadata.jsonl beside them"
         )
     if dataset_name is not None and dataset_name != "procedural":
         arguments = {"split": split, "streaming": streaming, "config": dataset_config_name, "cache_dir": cache_dir}
         return _load_named(dataset_name, caption_column, **arguments)
     if dataset_name == "procedural":
         dataset = load_furniture(split=split)
-    elif is_onet_folder(Path(train_data_dir)):
+    elif is_onet_folder(Path(train_data_dir).expanduser()):
         dataset = load_onet_folder(train_data_dir, split, captions_file, strict=strict)
     else:
         from .meshes import load_mesh_folder  # needs libigl, which nothing else here does
@@ -251,7 +257,7 @@ def load_onet_folder(
             a file shows only when it is read for an example (`ValueError`).
 
     Raises:
-        FileNotFoundError: no such folder, or a class has lists but none for `split`.
+        FileNotFoundError: no such folder or `captions_file`, or a class has lists but none for `split`.
         ValueError: an unknown split, no usable shape, a caption file without the columns.
     """
     folder = Path(folder).expanduser()
@@ -316,7 +322,9 @@ def _read_arrays(file: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def _read_text2shape(folder: Path, file: str | os.PathLike | None) -> dict[str, list[str]]:
-    file = Path(file) if file is not None else next(iter(sorted(folder.glob("captions*.csv"))), None)
+    if file is not None and not Path(file).expanduser().is_file():
+        raise FileNotFoundError(f"no such file: {file}; expected Text2Shape's captions as CSV")
+    file = Path(file).expanduser() if file is not None else next(iter(sorted(folder.glob("captions*.csv"))), None)
     captions: dict[str, list[str]] = defaultdict(list)
     if file is not None:
         with open(file, encoding="utf-8-sig", newline="") as text:
