@@ -79,7 +79,8 @@ class DDMIShapePipeline(DDMIPipeline):
             batch_size: number of shapes (of each prompt).
             resolution: grid nodes along each axis of the box [-0.5, 0.5]³ that the surface is extracted on, 2 to 1024.
             level: occupancy probability in (0, 1) at which the surface lies; lower is thicker.
-            simplify: number of faces, or part of them in (0, 1), that each mesh is reduced to.
+            simplify: number of faces, or part of them in (0, 1), that each mesh is reduced to; what that costs is
+                told by a `UserWarning`, see [`extract_meshes`].
             output_type: `"trimesh"`, meshes with vertex normals; `"field"`, a batched [`NeuralField`] of occupancy
                 logits; or `"latent"`, the packed latents.
         """

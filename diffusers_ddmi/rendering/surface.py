@@ -88,12 +88,13 @@ def extract_meshes(
         normals: gives vertices normals along the field's own gradient, by one differentiated evaluation for each vertex
             whose triangles differ by more than 2 degrees from their mean; else trimesh computes them from the triangles.
         simplify: reduces each mesh to this number of faces, or to this part of them if it is a float in (0, 1), by edge
-            collapses guided by quadric error. Needs the package `fast-simplification`.
+            collapses guided by quadric error. Needs the package `fast-simplification`. A mesh that cannot be reduced so
+            far, or is not watertight any more, gives a `UserWarning`.
         device: where to evaluate; `field.device` where it has that attribute, else the CPU.
 
     Returns:
-        One watertight mesh per shape, faces counter-clockwise seen from outside. A field that is empty or solid
-        throughout gives an empty mesh and a `UserWarning`.
+        One mesh per shape, faces counter-clockwise seen from outside, watertight unless `simplify` warns. A field that
+        is empty or solid throughout gives an empty mesh and a `UserWarning`.
 
     Raises:
         TypeError, ValueError: for arguments out of range, and for a field whose values are NaN or have another shape.
@@ -118,7 +119,7 @@ def extract_meshes(
         )
         surfaces = _march(grid, sampler)
     if simplify is not None:
-        surfaces = [_simplified(*surface, simplify) for surface in surfaces]
+        surfaces = [_simplified(*surface, simplify, index) for index, surface in enumerate(surfaces)]
     # Simplification leaves large triangles, few vertices, and mean normals that say little.
     flat_angle = _FLAT_ANGLE if simplify is None else 0.0
     vertex_normals = sampler.normals(surfaces, flat_angle) if normals else [None] * batch_size
@@ -314,15 +315,37 @@ def _triangle_normals(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarr
     return normals, agreement
 
 
-def _simplified(vertices: np.ndarray, faces: np.ndarray, simplify: float | int) -> tuple[np.ndarray, np.ndarray]:
+def _simplified(
+    vertices: np.ndarray, faces: np.ndarray, simplify: float | int, index: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices and about `simplify` faces of the closed surface of field `index`."""
     import fast_simplification
 
-    target = simplify if isinstance(simplify, numbers.Integral) else round(simplify * len(faces))
+    target = max(int(simplify if isinstance(simplify, numbers.Integral) else round(simplify * len(faces))), 4)
     if target >= len(faces):
         return vertices, faces
-    # The package's own aggressiveness, 7, dents flat sides; 3 takes as long.
-    vertices, faces = fast_simplification.simplify(vertices, faces, target_count=max(int(target), 4), agg=3)
-    return np.asarray(vertices, dtype=np.float64), np.asarray(faces, dtype=np.int64)
+    # The package's own aggressiveness, 7, dents flat sides; 3 takes as long, but may stop early.
+    for aggressiveness in (3, 7):
+        fewer = fast_simplification.simplify(vertices, faces, target_count=target, agg=aggressiveness)
+        if len(fewer[1]) <= target:
+            break
+    vertices, faces = np.asarray(fewer[0], dtype=np.float64), np.asarray(fewer[1], dtype=np.int64)
+    if len(faces) > target:
+        warnings.warn(
+            f"Field {index} keeps {len(faces)} faces, where `simplify` asked for {target}: no further edge can be "
+            "collapsed. Lower `resolution` instead.",
+            UserWarning,
+            stacklevel=3,
+        )
+    _, uses = np.unique(np.sort(faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1), axis=0, return_counts=True)
+    if (uses != 2).any():
+        warnings.warn(
+            f"Field {index} is not watertight with {len(faces)} faces: thin parts grew together along "
+            f"{np.count_nonzero(uses != 2)} of its edges. Simplify less, or lower `resolution` instead.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return vertices, faces
 
 
 def check_extraction(resolution: int, level: float, simplify: float | int | None = None) -> None:

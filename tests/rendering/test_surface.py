@@ -424,6 +424,25 @@ def test_simplification_keeps_the_shape():
         np.testing.assert_allclose(mesh.vertex_normals, radial(mesh), atol=0.04)
 
 
+def test_simplification_says_what_it_could_not_keep():
+    pytest.importorskip("fast_simplification")
+    with pytest.warns(UserWarning, match=r"Field 0 is not watertight with \d+ faces: .* Simplify less"):
+        (mesh,) = extract_meshes(noise_field(0, 7), resolution=40, simplify=0.02)
+    assert not mesh.is_watertight and len(mesh.faces) < 800
+    with pytest.warns(UserWarning, match="not watertight"), pytest.warns(UserWarning, match="keeps .* asked for 10: "):
+        (mesh,) = extract_meshes(noise_field(2, 12), resolution=48, simplify=10)
+    assert len(mesh.faces) > 10
+
+
+def test_simplification_goes_as_far_as_was_asked():
+    """Careful collapses alone stop at 3282 faces."""
+    pytest.importorskip("fast_simplification")
+    (mesh,) = extract_meshes(as_field(components), resolution=72, simplify=1000)
+    assert 900 <= len(mesh.faces) <= 1000
+    assert_sound(mesh)
+    assert mesh.body_count == 27
+
+
 def test_simplification_says_what_it_needs(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
