@@ -175,7 +175,7 @@ def _add_measure_arguments(group: argparse._ArgumentGroup) -> None:
         "--num_metric_points", type=int, default=2048, help="Points of a surface (MMD, COV, 1-NNA, TMD)."
     )
     group.add_argument("--shape_distance", choices=["chamfer", "emd"], default="chamfer", help="Between such points.")
-    group.add_argument("--num_views", type=int, default=4, help="Views of a scene that are compared (nerf).")
+    group.add_argument("--num_views", type=int, default=4, help="Views of a scene (nerf), or of a shape (CLIP-S).")
     group.add_argument("--num_ray_samples", type=int, default=128, help="Samples on a ray (nerf).")
 
 

@@ -350,35 +350,45 @@ def _doubling_figures(kind: str, stage: Stage, size: int) -> list[Figure]:
 
 
 def text_agreement(e: Evaluation) -> Figures:
-    """CLIP-S of one picture of each sample with its prompt."""
+    """CLIP-S of each sample with its prompt; of solid things, its mean over views from all around."""
     show = SHOWN_TO_CLIP[e.pipe.modality]
 
     def compute(numbers: range) -> Tensors:
-        pictures = show(e, e.fields(numbers)).to(e.device)
-        return {"score": e.clip(pictures, [e.prompts[number] for number in numbers])}
+        pictures = show(e, e.fields(numbers)).to(e.device)  # (batch, views, 3, height, width)
+        views = pictures.shape[1]
+        prompts = [e.prompts[number] for number in numbers for _ in range(views)]
+        return {"score": e.clip(pictures.flatten(0, 1), prompts).unflatten(0, (-1, views))}
 
-    stage = e.stages.run("clip-s", e.num_samples, compute)
-    return lambda: [mean_figure("CLIP-S", stage.tensors["score"], "higher")]
+    stage = e.stages.run("clip-s-views", e.num_samples, compute)
+
+    def figures() -> list[Figure]:
+        scores = stage.tensors["score"]  # (samples, views)
+        views = {"note": f"{scores.shape[1]} views of each; mean ± standard deviation over items"}
+        return [mean_figure("CLIP-S", scores.mean(1), "higher", **(views if scores.shape[1] > 1 else {}))]
+
+    return figures
 
 
 def _show_meshes(e: Evaluation, fields: NeuralField) -> torch.Tensor:
-    pictures = np.stack([render_mesh(mesh, size=CLIP_SIZE) for mesh in extract(e, fields)])
-    return torch.from_numpy(pictures[..., :3]).movedim(-1, 1).float() / 127.5 - 1
+    azimuths = [35 + 360 * view / e.args.num_views for view in range(e.args.num_views)]
+    meshes = extract(e, fields)
+    pictures = np.stack([[render_mesh(mesh, azimuth, size=CLIP_SIZE) for azimuth in azimuths] for mesh in meshes])
+    return torch.from_numpy(pictures).movedim(-1, 2).float() / 127.5 - 1
 
 
 def _show_frames(e: Evaluation, fields: NeuralField) -> torch.Tensor:
     clips = _clips(e, fields)
-    return clips[:, :, clips.shape[2] // 2]
+    return clips[:, None, :, clips.shape[2] // 2]
 
 
 def _show_views(e: Evaluation, fields: NeuralField) -> torch.Tensor:
     low, high = fields.bounds
-    cameras = Cameras.orbit(1, radius=2 * (high - low), height=CLIP_SIZE, width=CLIP_SIZE)
-    return read_views(e, fields, cameras)[:, 0] * 2 - 1
+    cameras = Cameras.orbit(e.args.num_views, radius=2 * (high - low), height=CLIP_SIZE, width=CLIP_SIZE)
+    return read_views(e, fields, cameras) * 2 - 1
 
 
 SHOWN_TO_CLIP: dict[str, Callable[[Evaluation, NeuralField], torch.Tensor]] = {
-    "image": lambda e, fields: _pictures(e, fields, e.size),
+    "image": lambda e, fields: _pictures(e, fields, e.size)[:, None],
     "shape": _show_meshes,
     "video": _show_frames,
     "nerf": _show_views,

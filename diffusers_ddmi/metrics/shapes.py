@@ -264,6 +264,9 @@ def classification_accuracy(
 ) -> float:
     """Part of the generated shapes that a classifier puts into the class they were asked for.
 
+    For a script of one's own: which class a prompt asks for, and in what form the classifier takes shapes, only its user
+    knows, so `training/evaluate.py` does not report it.
+
     Args:
         classifier: scores `(batch, classes)` for a slice of `shapes`; put it into evaluation mode before.
         shapes: anything that can be sliced and that the classifier takes: point clouds, occupancy grids, renderings.

@@ -19,9 +19,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import evaluation_measures
 import numpy as np
 import pytest
 import torch
+import trimesh
 from evaluation_report import Figure, update_model_card, write_reports
 from evaluation_stages import Stages, check_settings
 from PIL import Image
@@ -36,6 +38,7 @@ from diffusers_ddmi.checkpointing import CheckpointError
 from diffusers_ddmi.data import load_signals
 from diffusers_ddmi.data.scenes import load_procedural_scenes, read_scene
 from diffusers_ddmi.metrics.images import psnr
+from diffusers_ddmi.rendering.raster import render_mesh
 from diffusers_ddmi.training_utils import sample_generators
 
 
@@ -350,11 +353,13 @@ class TestOtherModalities:
             mesh_resolution=16,
             num_metric_points=64,
             num_points=128,
+            num_views=3,
             **{**SHARED, "num_samples": 4, "num_reconstructions": 2},
         )
         figures = {f["metric"]: f for f in table(tmp_path / "report")["figures"]}
         assert table(tmp_path / "report")["left_out"] == []
         assert {"IoU, reconstruction", "F-score, reconstruction", "CLIP-S", "shapes without a surface"} <= set(figures)
+        assert figures["CLIP-S"]["note"].startswith("3 views of each")
         if figures["shapes without a surface"]["value"] == 0:
             assert {"MMD", "COV", "1-NNA", "TMD"} <= set(figures)
             assert figures["MMD"]["samples"] == 4 and figures["TMD"]["samples"] == 2
@@ -455,6 +460,36 @@ class TestModelCard:
         assert card.read_text().startswith(f"# {tmp_path.name}\n") and card.read_text().endswith("\nmine\n")
         assert "first" not in card.read_text() and r"second \1" in card.read_text()
         assert os.listdir(tmp_path) == ["README.md"]
+
+
+class TestTextAgreement:
+    def test_views_of_a_sample_meet_its_prompt_and_are_averaged(self, tmp_path, monkeypatch):
+        from accelerate import Accelerator
+
+        def show(e, fields):
+            return torch.tensor([[10.0 * number + view for view in range(4)] for number in fields])[
+                ..., None, None, None
+            ]
+
+        def clip(pictures, captions):
+            return pictures.flatten() - torch.tensor([10.0 * int(caption) for caption in captions])
+
+        monkeypatch.setitem(evaluation_measures.SHOWN_TO_CLIP, "shape", show)
+        stages = Stages(tmp_path, Accelerator(cpu=True), 2)
+        e = SimpleNamespace(pipe=SimpleNamespace(modality="shape"), stages=stages, num_samples=3, clip=clip)
+        e.device, e.fields, e.prompts = "cpu", lambda numbers: numbers, ["0", "1", "2"]
+        (figure,) = evaluation_measures.text_agreement(e)()
+        assert (figure.value, figure.deviation, figure.samples) == (1.5, 0.0, 3)
+
+    def test_a_mesh_is_seen_from_all_around(self, monkeypatch):
+        mesh = trimesh.creation.box((0.8, 0.3, 0.1))
+        monkeypatch.setattr(evaluation_measures, "extract", lambda e, fields: [mesh, trimesh.Trimesh()])
+        shown = evaluation_measures._show_meshes(SimpleNamespace(args=SimpleNamespace(num_views=4)), None)
+        assert shown.shape == (2, 4, 3, 224, 224)
+        expected = torch.from_numpy(render_mesh(mesh, azimuth=125, size=224)).movedim(-1, 0) / 127.5 - 1
+        torch.testing.assert_close(shown[0, 1], expected)
+        assert (shown[0, 0] - shown[0, 1]).abs().mean() > 0.05
+        assert (shown[1] == 1).all(), "nothing, in white"
 
 
 class TestPieces:
