@@ -247,6 +247,9 @@ def load_onet_folder(
     that of one class alone. A class without any list is all one split. All query points there are uniform (in the cube
     [-0.55, 0.55]³).
 
+    Where the folder of one class is given, and the `metadata.yaml` beside it names that class, it and the captions beside
+    it are read as if the whole were given.
+
     Captions are those of Text2Shape (a CSV with columns `modelId` and `description`; all of a shape's captions are kept, as a
     list) where there is such a file, and names of classes for shapes without; none without either.
 
@@ -260,7 +263,7 @@ def load_onet_folder(
         FileNotFoundError: no such folder or `captions_file`, or a class has lists but none for `split`.
         ValueError: an unknown split, no usable shape, a caption file without the columns.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(folder).expanduser().absolute()
     if split not in _ONET_SPLITS:
         raise ValueError(f"split must be one of {', '.join(_ONET_SPLITS)}, got {split!r}")
     if not folder.is_dir():
@@ -272,8 +275,11 @@ def load_onet_folder(
     models = [model for path in classes for model in _models_of(path, _ONET_SPLITS[split])]
     models = keep_readable(models, _check_files, strict, "shape")
 
-    captions = _read_text2shape(folder, captions_file)
-    names = _read_class_names(folder)
+    root = _root_of_class(folder) if single else folder
+    if captions_file is None:
+        captions_file = next((file for place in (folder, root) for file in sorted(place.glob("captions*.csv"))), None)
+    captions = _read_text2shape(captions_file)
+    names = _read_class_names(root)
     columns: dict[str, list] = {"name": [f"{model.parent.name}/{model.name}" for model in models]}
     columns["folder"] = [str(model) for model in models]
     if captions or names:
@@ -321,20 +327,32 @@ def _read_arrays(file: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         raise ValueError(f"{file}: cannot be read ({error})") from error
 
 
-def _read_text2shape(folder: Path, file: str | os.PathLike | None) -> dict[str, list[str]]:
-    if file is not None and not Path(file).expanduser().is_file():
-        raise FileNotFoundError(f"no such file: {file}; expected Text2Shape's captions as CSV")
-    file = Path(file).expanduser() if file is not None else next(iter(sorted(folder.glob("captions*.csv"))), None)
+def _root_of_class(folder: Path) -> Path:
+    """The folder of all classes, where it tells the name of this one and `folder` has no `metadata.yaml`; else `folder`."""
+    if (folder / "metadata.yaml").is_file():
+        return folder
+    try:
+        named = _read_class_names(folder.parent)
+    except (ValueError, OSError, yaml.YAMLError):  # of something else
+        return folder
+    return folder.parent if folder.name in named else folder
+
+
+def _read_text2shape(file: str | os.PathLike | None) -> dict[str, list[str]]:
     captions: dict[str, list[str]] = defaultdict(list)
-    if file is not None:
-        with open(file, encoding="utf-8-sig", newline="") as text:
-            rows = csv.DictReader(text)
-            missing = {"modelId", "description"} - set(rows.fieldnames or ())
-            if missing:
-                raise ValueError(f"{file} has no column {', '.join(sorted(missing))}; it has {rows.fieldnames}")
-            for row in rows:
-                if row["description"]:
-                    captions[row["modelId"]].append(row["description"])
+    if file is None:
+        return captions
+    file = Path(file).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"no such file: {file}; expected Text2Shape's captions as CSV")
+    with open(file, encoding="utf-8-sig", newline="") as text:
+        rows = csv.DictReader(text)
+        missing = {"modelId", "description"} - set(rows.fieldnames or ())
+        if missing:
+            raise ValueError(f"{file} has no column {', '.join(sorted(missing))}; it has {rows.fieldnames}")
+        for row in rows:
+            if row["description"]:
+                captions[row["modelId"]].append(row["description"])
     return captions
 
 

@@ -509,6 +509,23 @@ class TestONet:
         with pytest.raises(ValueError, match="has no column modelId"):
             load_onet_folder(onet)
 
+    def test_one_class_is_called_as_in_the_whole(self, onet, monkeypatch):
+        assert load_onet_folder(onet / "chairs")["caption"] == [["chair"], ["chair"]]
+        (onet / "captions.csv").write_text("modelId,description\nb,a big ball\n")
+        assert load_onet_folder(onet / "chairs")["caption"] == [["chair"], ["a big ball"]]
+        monkeypatch.chdir(onet / "chairs")
+        dataset = load_onet_folder(".")
+        assert dataset["name"] == ["chairs/a", "chairs/b"]
+        assert dataset["caption"] == [["chair"], ["a big ball"]]
+        (onet / "chairs" / "captions.csv").write_text("modelId,description\na,its own\n")
+        assert load_onet_folder(onet / "chairs")["caption"] == [["its own"], ["chair"]]
+
+    @pytest.mark.parametrize("text", ["tables: {name: table}", "- a list", "{not yaml", "chairs: 3"])
+    def test_files_of_something_else_beside_a_class(self, onet, text):
+        (onet / "metadata.yaml").write_text(text)
+        (onet / "captions.csv").write_text("file_name,caption\nx.png,a picture\n")
+        assert "caption" not in load_onet_folder(onet / "chairs").column_names
+
     def test_unpacked_occupancies(self, onet):
         before = ShapeExamples(10, None)(load_onet_folder(onet)[0], np.random.default_rng(0))
         file = onet / "chairs" / "a" / "points.npz"
