@@ -93,7 +93,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--cache_latents",
         action="store_true",
-        help="Encode the data once, unmirrored and with the central crop, and keep it in memory.",
+        help="Encode the data once, unmirrored, with the central crop and one caption each, and keep it in memory.",
     )
     group.add_argument(
         "--ddpm_num_inference_steps", type=int, default=50, help="Denoising steps of validation samples."

@@ -164,11 +164,11 @@ class DDMIPipeline(DiffusionPipeline):
         latents: torch.Tensor | None,
         output_type: str,
         return_dict: bool,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: list[str] | None = None,
         **render_options,
     ) -> BaseOutput | tuple:
         """The whole of a call; subclasses' `__call__` document the arguments."""
@@ -186,11 +186,11 @@ class DDMIPipeline(DiffusionPipeline):
             generator,
             latents,
             output_type,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
             negative_prompt,
             prompt_embeds,
             negative_prompt_embeds,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
         )
         render_options = self.check_render_inputs(output_type, **render_options)
         self._guidance_scale = guidance_scale
@@ -364,11 +364,11 @@ class DDMIPipeline(DiffusionPipeline):
         generator,
         latents,
         output_type,
+        callback_on_step_end,
+        callback_on_step_end_tensor_inputs,
         negative_prompt,
         prompt_embeds,
         negative_prompt_embeds,
-        callback_on_step_end,
-        callback_on_step_end_tensor_inputs,
     ) -> tuple[list[str] | None, int]:
         """Raises for what cannot work; returns the list of prompts (or `None`) and the number of samples."""
         if output_type not in self.output_types:
