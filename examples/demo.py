@@ -94,12 +94,12 @@ def digits(folder: Path) -> None:
             "validation_steps": 250,
         },
         stage_2={
-            "max_train_steps": 2000,
+            "max_train_steps": 1800,
             "train_batch_size": 32,
             "learning_rate": 1.5e-3,
             "lr_warmup_steps": 50,
             "cache_latents": True,
-            "validation_steps": 2000,
+            "validation_steps": 1800,
         },
     )
     pipe = DiffusionPipeline.from_pretrained(pipeline)
@@ -145,7 +145,7 @@ def furniture(folder: Path) -> None:
         folder,
         data={"dataset_name": "procedural"},
         stage_1={
-            "max_train_steps": 360,
+            "max_train_steps": 340,
             "train_batch_size": 16,
             "num_points": 1024,
             "num_queries": 1024,
@@ -153,16 +153,16 @@ def furniture(folder: Path) -> None:
             "lr_warmup_steps": 20,
             "kl_weight": 0.2,
             "kl_anneal_steps": 200,
-            "validation_steps": 360,
+            "validation_steps": 340,
         },
         stage_2={
-            "max_train_steps": 1700,
+            "max_train_steps": 1500,
             "train_batch_size": 32,
             "learning_rate": 1e-3,
             "lr_warmup_steps": 50,
             "cache_latents": True,
             "train_text_encoder": True,
-            "validation_steps": 1700,
+            "validation_steps": 1500,
         },
     )
     pipe = DiffusionPipeline.from_pretrained(pipeline)
