@@ -15,8 +15,8 @@
 Scenes: coloured surface points (what the encoder eats) and rays with their colours (what the field is trained on).
 
 Rows name a scene, by file or by seed, or hold it; decoding happens in [`SceneExamples`], so that a damaged file costs one
-example and never a run, and goes no further than the views that an example is made of. [`open_row`] and [`read_scene`]
-give a row's pictures and cameras, for evaluation.
+example and never a run, and goes no further than the views that an example is made of. [`open_row`] gives a
+row's cameras and, as far as they are asked for, pictures, for evaluation.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class OpenScene:
 
     Attributes:
         points, cameras: as in [`Scene`].
-        read_pictures: number of views -> their pictures and opacity, see `scene_files.SceneFile`.
+        read_pictures: numbers of views, or None for all -> their pictures and opacity, see `scene_files.SceneFile`.
         separate: whether each picture is decoded for itself.
     """
 
@@ -181,16 +181,6 @@ class SceneExamples:
         return {**rays, **size, "opacity": torch.from_numpy(opacity)}
 
 
-def read_scene(row: dict[str, Any]) -> Scene:
-    """
-    Points, cameras and all decoded pictures of a row of [`load_scene_dataset`].
-
-    Raises:
-        ValueError: the scene cannot be read or is inconsistent; the message names it.
-    """
-    return open_row(row).read()
-
-
 def open_row(row: dict[str, Any]) -> OpenScene:
     """
     Points and cameras of a row of [`load_scene_dataset`], and what decodes its pictures.
@@ -242,7 +232,7 @@ def load_scene_dataset(
     longest_side: float | None = None,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """
-    Rows of scenes for [`SceneExamples`] and [`read_scene`], with a "caption" where the data have any.
+    Rows of scenes for [`SceneExamples`] and [`open_row`], with a "caption" where the data have any.
 
     Args:
         train_data_dir: folder with, at any depth, scenes in either layout. (a) `npz` files with `images`

@@ -35,8 +35,8 @@ from diffusers_ddmi.data.scenes import (
     SceneExamples,
     load_procedural_scenes,
     load_scene_dataset,
+    open_row,
     read_points,
-    read_scene,
 )
 from diffusers_ddmi.rendering.cameras import Cameras, focal_from_fov
 from diffusers_ddmi.rendering.volume import render_views
@@ -202,7 +202,7 @@ def test_examples_follow_their_generator_alone():
 def test_a_whole_view_is_row_major(tmp_path):
     write_npz(tmp_path / "a.npz")
     row = load_scene_dataset(tmp_path, fov_y=FOV_Y)[0]
-    scene = read_scene(row)
+    scene = open_row(row).read()
     example = SceneExamples(num_rays=None, views=slice(2, 3))(row, np.random.default_rng(0))
     expected = torch.from_numpy(scene.images[2].astype(np.float32) / 255).reshape(-1, 3)
     assert torch.equal(example["targets"], expected)
@@ -212,7 +212,7 @@ def test_a_whole_view_is_row_major(tmp_path):
 
 def test_views_can_be_held_out():
     row = load_procedural_scenes(num_scenes=1, num_views=4, size=8)[0]
-    scene = read_scene(row)
+    scene = open_row(row).read()
     example = SceneExamples(num_rays=200, views=slice(0, 2))(row, np.random.default_rng(0))
     positions = {tuple(origin) for origin in example["origins"].tolist()}
     assert positions == {tuple(pose[:3, 3].tolist()) for pose in scene.cameras.camera_to_world[:2]}
@@ -240,7 +240,7 @@ def test_without_rays_no_picture_is_decoded(tmp_path):
 def test_of_separate_pictures_few_are_decoded_for_an_example(tmp_path, monkeypatch):
     write_transforms(tmp_path, num_views=20)
     row = load_scene_dataset(tmp_path)[0]
-    whole = read_scene(row)
+    whole = open_row(row).read()
     origins, directions = (rays.flatten(0, 2) for rays in whole.cameras.rays())
     opened = []
 
@@ -283,7 +283,7 @@ def test_npz_scenes_come_back_as_written(tmp_path):
     (tmp_path / "train/cars/metadata.csv").write_text("file_name,caption\n1.npz,one car\n3.npz,three cars\n")
     dataset = load_scene_dataset(tmp_path, fov_y=FOV_Y)
     assert dataset["caption"] == ["one car", "three cars"]
-    scene = read_scene(dataset[0])
+    scene = open_row(dataset[0]).read()
     _, cameras, images, _ = drawn(1)
     np.testing.assert_array_equal(scene.images, images)
     assert scene.opacity is None
@@ -301,7 +301,7 @@ def test_near_and_far_hold_all_points_of_all_scenes(tmp_path):
     dataset = load_scene_dataset(tmp_path, fov_y=FOV_Y)
     assert len(set(dataset["near"])) == len(set(dataset["far"])) == 1
     for row in dataset:
-        scene = read_scene(row)
+        scene = open_row(row).read()
         offsets = scene.points[:, None, :3] - scene.cameras.camera_to_world[:, :3, 3].numpy()
         distances = np.linalg.norm(offsets, axis=-1)
         assert row["near"] < distances.min() and distances.max() < row["far"]
@@ -320,7 +320,7 @@ def test_field_of_view_is_estimated_with_a_warning(tmp_path, caplog):
     focal = focal_from_fov(FOV_Y, 64)
     for index in range(4):
         write_npz(tmp_path / f"{index}.npz", seed=index, size=64, focal=np.float32(focal))
-    scene = read_scene(load_scene_dataset(tmp_path)[0])
+    scene = open_row(load_scene_dataset(tmp_path)[0]).read()
     assert not caplog.text
     torch.testing.assert_close(scene.cameras.focal, torch.full((4, 2), focal))
 
@@ -338,7 +338,7 @@ def test_transparent_npz_pictures_are_laid_over_white(tmp_path):
     clear = np.where(opacity[..., None] > 0, images, 0)
     clear[(opacity > 0) & (opacity < 255)] = 0
     write_npz(tmp_path / "a.npz", images=np.concatenate([clear, opacity[..., None]], axis=-1))
-    scene = read_scene(load_scene_dataset(tmp_path, fov_y=FOV_Y)[0])
+    scene = open_row(load_scene_dataset(tmp_path, fov_y=FOV_Y)[0]).read()
     np.testing.assert_array_equal(scene.opacity, opacity)
     assert (scene.images[opacity == 0] == 255).all()
     edge = (opacity > 0) & (opacity < 255)
@@ -350,7 +350,7 @@ def test_transforms_come_back_as_written(tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "lego", "text": "a toy"}\n')
     dataset = load_scene_dataset(tmp_path)
     assert dataset["caption"] == ["a toy"]
-    scene = read_scene(dataset[0])
+    scene = open_row(dataset[0]).read()
     np.testing.assert_array_equal(scene.opacity, opacity)
     assert np.abs(scene.images.astype(int) - images).max() <= 1
     torch.testing.assert_close(scene.cameras.camera_to_world, cameras.camera_to_world)
@@ -363,7 +363,7 @@ def test_transforms_come_back_as_written(tmp_path):
 def test_intrinsics_of_instant_ngp_are_scaled_to_the_pictures(tmp_path):
     values = {"fl_x": 100.0, "fl_y": 90.0, "cx": 50.0, "cy": 44.0, "w": 2 * SIZE, "h": 2 * SIZE}
     write_transforms(tmp_path, camera_angle_x=None, **values)
-    cameras = read_scene(load_scene_dataset(tmp_path)[0]).cameras
+    cameras = open_row(load_scene_dataset(tmp_path)[0]).read().cameras
     torch.testing.assert_close(cameras.focal[0], torch.tensor([50.0, 45.0]))
     torch.testing.assert_close(cameras.principal_point[0], torch.tensor([25.0, 22.0]))
 
@@ -374,7 +374,7 @@ def test_blender_splits_lie_in_one_folder(tmp_path):
     for split, fov in (("train", FOV_Y), ("test", 0.5)):
         dataset = load_scene_dataset(tmp_path, split=split)
         assert len(dataset) == 1
-        assert read_scene(dataset[0]).cameras.fov_y[0].item() == pytest.approx(fov)
+        assert open_row(dataset[0]).read().cameras.fov_y[0].item() == pytest.approx(fov)
 
 
 def test_points_beside_transforms_may_be_npz(tmp_path):
@@ -400,7 +400,7 @@ def test_scenes_can_be_brought_to_one_size(tmp_path):
     assert 1.0 < fitted["near"] < fitted["far"] < 3.0
     assert np.ptp(read_points(fitted)[:, :3], axis=0).max() == pytest.approx(0.9)
     # The same pixels look into the same directions, at points as many times nearer.
-    before, after = (read_scene(row) for row in (large, fitted))
+    before, after = (open_row(row).read() for row in (large, fitted))
     torch.testing.assert_close(before.cameras.rays()[1], after.cameras.rays()[1])
     depth_before = np.linalg.norm(before.points[:, :3] - before.cameras.camera_to_world[0, :3, 3].numpy(), axis=1)
     depth_after = np.linalg.norm(after.points[:, :3] - after.cameras.camera_to_world[0, :3, 3].numpy(), axis=1)
@@ -571,8 +571,8 @@ def test_a_saved_data_set_of_pictures_and_poses(tmp_path):
     assert set(dataset[0]["images"][0]) == {"bytes", "path"}  # not decoded yet
     (streamed,) = load_scene_dataset(dataset_name=str(tmp_path / "set"), caption_column="text", streaming=True)
     assert set(streamed["images"][0]) == {"bytes", "path"}
-    np.testing.assert_array_equal(read_scene(streamed).images, images)
-    read = read_scene(dataset[0])
+    np.testing.assert_array_equal(open_row(streamed).read().images, images)
+    read = open_row(dataset[0]).read()
     np.testing.assert_array_equal(read.images, images)
     torch.testing.assert_close(read.cameras.camera_to_world, cameras.camera_to_world)
     example = SceneExamples(20, 10)(dataset[0], np.random.default_rng(0))
@@ -580,14 +580,14 @@ def test_a_saved_data_set_of_pictures_and_poses(tmp_path):
     with pytest.raises(ValueError, match=r"has no column prompt; it has far"):
         load_scene_dataset(dataset_name=str(tmp_path / "set"), caption_column="prompt")
     with pytest.raises(ValueError, match="4 images but 3 poses"):
-        read_scene(dataset[0] | {"poses": dataset[0]["poses"][:3]})
+        open_row(dataset[0] | {"poses": dataset[0]["poses"][:3]}).read()
 
 
 def test_procedural_rows_are_stable_and_splits_differ():
     few, many = load_procedural_scenes(num_scenes=3), load_procedural_scenes(num_scenes=6)
     assert few["caption"] == many["caption"][:3]
     assert load_procedural_scenes("test", num_scenes=6)["caption"] != many["caption"]
-    scene = read_scene(load_procedural_scenes(num_scenes=1, num_views=3, size=16)[0])
+    scene = open_row(load_procedural_scenes(num_scenes=1, num_views=3, size=16)[0]).read()
     assert isinstance(scene.cameras, Cameras) and scene.images.shape == (3, 16, 16, 3)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         load_procedural_scenes(num_scenes=0)

@@ -36,7 +36,7 @@ import diffusers_ddmi
 from diffusers_ddmi import DDMIImagePipeline
 from diffusers_ddmi.checkpointing import CheckpointError
 from diffusers_ddmi.data import load_signals
-from diffusers_ddmi.data.scenes import load_procedural_scenes, read_scene
+from diffusers_ddmi.data.scenes import load_procedural_scenes, open_row
 from diffusers_ddmi.metrics.images import psnr
 from diffusers_ddmi.rendering.raster import render_mesh
 from diffusers_ddmi.training_utils import sample_generators
@@ -412,7 +412,7 @@ class TestOtherModalities:
 
     def test_scenes_may_differ_in_the_number_and_size_of_their_pictures(self, tmp_path):
         for index, (views, size) in enumerate([(1, 12), (3, 16)]):
-            scene = read_scene(load_procedural_scenes(num_scenes=1, num_views=views, size=size, seed=index)[0])
+            scene = open_row(load_procedural_scenes(num_scenes=1, num_views=views, size=size, seed=index)[0]).read()
             poses, focal = scene.cameras.camera_to_world.numpy(), scene.cameras.focal.numpy()
             (tmp_path / "data").mkdir(exist_ok=True)
             path = tmp_path / f"data/{index}.npz"

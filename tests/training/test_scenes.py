@@ -26,7 +26,7 @@ from training_loop import Step
 from training_previews import save_views
 
 from diffusers_ddmi.data import collate
-from diffusers_ddmi.data.scenes import SceneExamples, load_procedural_scenes, read_scene
+from diffusers_ddmi.data.scenes import SceneExamples, load_procedural_scenes, open_row
 from diffusers_ddmi.rendering.cameras import Cameras
 from diffusers_ddmi.rendering.volume import render_views
 
@@ -38,7 +38,7 @@ def parse(*flags: str):
 @pytest.fixture
 def scenes(tmp_path):
     """A folder with one scene whose file tells nothing of its cameras but their poses."""
-    scene = read_scene(load_procedural_scenes(num_scenes=1, num_views=2, size=8)[0])
+    scene = open_row(load_procedural_scenes(num_scenes=1, num_views=2, size=8)[0]).read()
     poses = scene.cameras.camera_to_world.numpy()
     np.savez(tmp_path / "scene.npz", images=scene.images, cam_poses=poses, data=scene.points)
     return tmp_path
@@ -92,7 +92,7 @@ def test_training_sees_what_is_rendered_afterwards(infinite, make_pipeline):
 def test_previews_show_pictures_above_their_reconstructions(tmp_path, make_pipeline, monkeypatch):
     """Of scenes whose pictures differ in size."""
     for index, (height, width) in enumerate([(16, 16), (8, 12)]):
-        scene = read_scene(load_procedural_scenes(num_scenes=1, num_views=2, size=16, seed=index)[0])
+        scene = open_row(load_procedural_scenes(num_scenes=1, num_views=2, size=16, seed=index)[0]).read()
         images, poses = scene.images[:, :height, :width], scene.cameras.camera_to_world.numpy()
         focal = scene.cameras.focal.numpy()
         np.savez(tmp_path / f"{index}.npz", images=images, cam_poses=poses, data=scene.points, focal=focal)
